@@ -1,0 +1,1 @@
+"""Keep, open and diagnose PyTorch training state."""

@@ -1,0 +1,80 @@
+"""The one interface behind every format: a tree of plain values, inert records and lazy tensors.
+
+A tree is made of None, bool, int, float, complex, str, bytes, list, tuple, set, dict and their
+standard-library kin, `Record` and `NamedReference` for what is not built, and `LazyTensor` leaves.
+"""
+
+from typing import Any, Literal
+
+from msgspec import Struct, field
+
+from holdtrue.findings import Finding
+
+Layout = Literal["strided", "sparse_coo", "sparse_csr", "sparse_csc", "sparse_bsr", "sparse_bsc",
+                 "quantized", "subclass", "uninitialized", "meta", "mkldnn", "nested"]  # fmt: skip
+
+
+class Storage(Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """A run of bytes in a file. Tensors with equal `key` share memory in the saved state."""
+
+    key: str  # unique within one view
+    file: str  # path of the file that holds the bytes
+    offset: int  # first byte within the file
+    nbytes: int  # bytes once inflated
+    codec: Literal["raw", "deflate"] = "raw"
+    stored: int | None = None  # bytes within the file, where compressed
+    big_endian: bool = False
+    itemsize: int = 1  # unit of byte swapping when big_endian
+    crc32: int | None = None  # over the inflated bytes, where the format keeps one
+    digest: str | None = None  # xxh3-128 over the bytes, where the format keeps one
+
+
+class Piece(Struct, frozen=True, kw_only=True):
+    """A box of a tensor: `shape` at `start`, and where its elements lie in a storage."""
+
+    start: tuple[int, ...]
+    shape: tuple[int, ...]
+    storage: Storage
+    offset: int  # first element within the storage, in elements
+    stride: tuple[int, ...]  # in elements
+
+
+class Quantizer(Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """How a quantised tensor's integers map to numbers. Per channel: see the components."""
+
+    scheme: str  # torch's qscheme without "torch."
+    scale: float | None = None
+    zero_point: int | None = None
+    axis: int | None = None
+
+
+class LazyTensor(Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """A tensor described, not read. Strided ones have pieces; the others have components."""
+
+    dtype: str  # torch's name without "torch."
+    shape: tuple[int, ...]
+    stride: tuple[int, ...]  # in elements, as it was in memory when saved
+    pieces: tuple[Piece, ...] = ()
+    layout: Layout = "strided"
+    device: str = "cpu"
+    requires_grad: bool = False
+    parameter: bool = False
+    components: dict[str, "LazyTensor"] = field(default_factory=dict)
+    quantizer: Quantizer | None = None
+    numpy: str | None = None  # NumPy's own dtype string, for arrays
+    class_name: str | None = None  # of a tensor subclass
+    state: Any = None  # of a tensor subclass: its attributes
+
+    def __repr__(self) -> str:
+        return f"<{self.dtype} {list(self.shape)} on {self.device}>"
+
+
+class View(Struct, frozen=True, kw_only=True):
+    """A checkpoint as read from any format."""
+
+    path: str
+    format: str  # stable kebab-case name: "holdtrue", "torch-zip", "safetensors", …
+    about: dict[str, Any]  # versions, byte order, writer: what the format says of itself
+    tree: Any
+    tensors: dict[str, LazyTensor]  # by path in the tree, names joined by "/"
+    findings: tuple[Finding, ...] = ()  # what was noticed while reading

@@ -1,0 +1,63 @@
+"""Every number that can be tuned, and every budget that a file is held to, in one place.
+
+Read `limits()` where a number is needed. Each field can be overridden by an environment variable
+of the same name in capitals with the prefix `HOLDTRUE_`, and by `override(...)` in tests.
+"""
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+
+from msgspec import Struct
+from msgspec.structs import fields, replace
+
+KIB, MIB, GIB = 1 << 10, 1 << 20, 1 << 30
+
+
+class Limits(Struct, frozen=True, kw_only=True):
+    """Sizes are bytes unless the name says otherwise."""
+
+    # Budgets for input files. A file that asks for more is refused before the memory is taken.
+    manifest_bytes: int = 512 * MIB
+    header_bytes: int = 100 * MIB  # what safetensors itself allows
+    value_depth: int = 200  # nesting of plain values; far below Python's own recursion limit
+    entries: int = 5_000_000  # nodes of one tree, records of one archive
+    opcodes: int = 50_000_000  # of one pickle
+    memo: int = 5_000_000  # memo slots of one pickle
+    pickle_bytes: int = 1 * GIB  # of the pickle itself, tensors apart
+    inflated_bytes: int = 64 * GIB  # of one compressed record, and never more than 1032 to 1
+    dimensions: int = 64  # of one tensor; torch itself stops at 64
+
+    # How files are laid out and moved.
+    shard_bytes: int = 4 * GIB  # a part's tensors are split into files of about this size
+    chunk_bytes: int = 8 * MIB  # one read or write
+    threads: int = 4  # readers or writers at once; they release the GIL
+
+
+def _from_environment() -> Limits:
+    found: dict[str, int] = {}
+    for field in fields(Limits):
+        text = os.environ.get("HOLDTRUE_" + field.name.upper(), "")
+        if text.isdecimal() and int(text) > 0:
+            found[field.name] = int(text)
+    return Limits(**found)
+
+
+_current: ContextVar[Limits | None] = ContextVar("holdtrue_limits", default=None)
+_environment = _from_environment()
+
+
+def limits() -> Limits:
+    """The limits in force."""
+    return _current.get() or _environment
+
+
+@contextmanager
+def override(**changes: int) -> Iterator[Limits]:
+    """Other limits inside a `with` block; for tests and for callers with special files."""
+    token = _current.set(replace(limits(), **changes))
+    try:
+        yield limits()
+    finally:
+        _current.reset(token)

@@ -1,0 +1,1 @@
+"""Data only: what a checkpoint says of itself. Nothing here imports torch."""

@@ -1,0 +1,31 @@
+"""Inert stand-ins for what a file names but nobody has agreed to build."""
+
+from typing import Any
+
+from msgspec import Struct, field
+
+
+class Record(Struct, frozen=True, kw_only=True, omit_defaults=True, eq=True):
+    """An object as data: its class by name, and what it would be built from.
+
+    Nothing is imported or called to make one. `state` is what `__setstate__` or `__dict__` would
+    receive; `items` are the (key, value) pairs or the elements of a dict or list subclass.
+    """
+
+    class_name: str  # "package.module.QualName"
+    args: tuple[Any, ...] = ()
+    kwargs: dict[str, Any] = field(default_factory=dict)
+    state: Any = None
+    items: Any = None
+
+    def __repr__(self) -> str:
+        return f"<record of {self.class_name}>"
+
+
+class NamedReference(Struct, frozen=True):
+    """A class or function that a file names, never looked up."""
+
+    name: str  # "package.module.QualName"
+
+    def __repr__(self) -> str:
+        return f"<reference to {self.name}>"
