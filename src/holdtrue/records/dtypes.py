@@ -62,7 +62,8 @@ DTYPES: dict[str, DType] = _table()
 
 # safetensors' own dtypes → torch's names; bits of one element for the size check.
 SAFETENSORS: dict[str, tuple[str, int]] = {
-    "F64": ("float64", 64), "F32": ("float32", 32), "F16": ("float16", 16), "BF16": ("bfloat16", 16),
+    "F64": ("float64", 64), "F32": ("float32", 32),
+    "F16": ("float16", 16), "BF16": ("bfloat16", 16),
     "F8_E4M3": ("float8_e4m3fn", 8), "F8_E5M2": ("float8_e5m2", 8),
     "F8_E4M3FNUZ": ("float8_e4m3fnuz", 8), "F8_E5M2FNUZ": ("float8_e5m2fnuz", 8),
     "F8_E8M0": ("float8_e8m0fnu", 8), "F4": ("float4_e2m1fn_x2", 4),
