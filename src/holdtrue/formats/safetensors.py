@@ -1,0 +1,151 @@
+"""The safetensors container: an 8-byte length, a JSON header, the tensors without gaps.
+
+The whole header is checked before any of it is used, by the rules of the reference reader
+(huggingface/safetensors, `Metadata::validate`): offsets contiguous from zero, sizes equal to
+dtype × shape, the data fully covered.
+"""
+
+import json
+import struct
+from collections.abc import Iterable
+from typing import Any
+
+from msgspec import Struct
+
+from holdtrue.errors import DamageError, fail
+from holdtrue.findings import Finding
+from holdtrue.limits import limits
+from holdtrue.records.dtypes import SAFETENSORS, product
+
+
+class Entry(Struct, frozen=True):
+    """One stored tensor; `begin` and `end` are bytes from the end of the header."""
+
+    name: str
+    code: str  # safetensors dtype
+    shape: tuple[int, ...]
+    begin: int
+    end: int
+
+
+class Header(Struct, frozen=True):
+    entries: dict[str, Entry]
+    metadata: dict[str, str]
+    length: int  # bytes before the data, the 8-byte prefix included
+
+
+def build_header(tensors: Iterable[tuple[str, str, tuple[int, ...], int]], metadata: dict[str, str],
+                 align: int = 64) -> tuple[bytes, dict[str, Entry]]:  # fmt: skip
+    """The header of a file that will hold (name, code, shape, nbytes) in this order.
+
+    Padded with spaces so that the data begin on a multiple of `align` bytes.
+    """
+    entries: dict[str, Entry] = {}
+    offset = 0
+    body: dict[str, Any] = {"__metadata__": metadata} if metadata else {}
+    for name, code, shape, nbytes in tensors:
+        entries[name] = Entry(name, code, shape, offset, offset + nbytes)
+        body[name] = {"dtype": code, "shape": shape, "data_offsets": (offset, offset + nbytes)}
+        offset += nbytes
+    text = json.dumps(body, separators=(",", ":"), ensure_ascii=False).encode("utf-8")
+    text += b" " * (-(8 + len(text)) % align)
+    return struct.pack("<Q", len(text)) + text, entries
+
+
+def header_length(prefix: bytes, file_bytes: int, where: str) -> int:
+    """Bytes before the data, from the first 8 bytes of a file of `file_bytes`."""
+    if len(prefix) < 8:
+        raise _damage(where, f"the file ends after {len(prefix)} bytes, before its header")
+    length = int(struct.unpack("<Q", prefix[:8])[0])
+    budget = limits().header_bytes
+    if length > budget:
+        raise _damage(where, f"the header claims {length:,} bytes; {budget:,} are allowed")
+    if 8 + length > file_bytes:
+        raise _damage(where, f"the header claims {length:,} bytes, the file has {file_bytes:,}")
+    return 8 + length
+
+
+def parse_header(raw: bytes, file_bytes: int, where: str) -> Header:
+    """The checked header; `raw` holds all bytes before the data. Raises DamageError."""
+    try:
+        text = raw[8:].decode("utf-8")
+        if not text.startswith("{"):
+            raise ValueError("it does not start with '{'")
+        body = json.loads(text, object_pairs_hook=_unique, parse_constant=_no_constant)
+        if not isinstance(body, dict):
+            raise ValueError("it is not an object")
+        metadata = _metadata(body.pop("__metadata__", {}))
+        if len(body) > limits().entries:
+            raise ValueError(f"it lists {len(body):,} tensors; {limits().entries:,} are allowed")
+        entries = {name: _entry(name, value) for name, value in body.items()}
+        _check_coverage(entries, file_bytes - len(raw))
+    except RecursionError:
+        raise _damage(where, "the header is nested too deeply") from None
+    except ValueError as error:  # JSON and UTF-8 errors are ValueErrors too
+        raise _damage(where, f"the header is not valid: {error}") from None
+    return Header(entries, metadata, len(raw))
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) != len(pairs):
+        raise ValueError("a name stands in it twice")
+    return found
+
+
+def _no_constant(name: str) -> Any:
+    raise ValueError(f"{name} is not a JSON number")
+
+
+def _metadata(value: Any) -> dict[str, str]:
+    if not isinstance(value, dict) or not all(isinstance(v, str) for v in value.values()):
+        raise ValueError("__metadata__ is not a map of strings")
+    return value
+
+
+def _entry(name: str, value: Any) -> Entry:
+    if not isinstance(value, dict) or set(value) != {"dtype", "shape", "data_offsets"}:
+        raise ValueError(f"{name!r} needs exactly dtype, shape and data_offsets")
+    code, shape, offsets = value["dtype"], value["shape"], value["data_offsets"]
+    if not isinstance(code, str) or code not in SAFETENSORS:
+        raise ValueError(f"{name!r} has the unknown dtype {str(code)[:40]!r}")
+    if not _sizes(shape) or not _sizes(offsets) or len(offsets) != 2:
+        raise ValueError(f"{name!r} has a shape or offsets that are not sizes")
+    if len(shape) > limits().dimensions:
+        raise ValueError(f"{name!r} has {len(shape)} dimensions")
+    begin, end = offsets
+    bits = product(tuple(shape)) * SAFETENSORS[code][1]
+    if begin > end or bits != (end - begin) * 8:
+        raise ValueError(
+            f"{name!r} is {code} {shape}, {bits // 8:,} bytes, but {end - begin:,} are given"
+        )
+    return Entry(name, code, tuple(shape), begin, end)
+
+
+def _sizes(value: Any) -> bool:
+    return isinstance(value, list) and all(type(v) is int and 0 <= v < 1 << 63 for v in value)
+
+
+def _check_coverage(entries: dict[str, Entry], data_bytes: int) -> None:
+    position = 0
+    for entry in sorted(entries.values(), key=lambda e: (e.begin, e.end)):
+        if entry.begin != position:
+            raise ValueError(f"{entry.name!r} starts at {entry.begin:,}, expected {position:,}")
+        position = entry.end
+    if position != data_bytes:
+        raise ValueError(f"its tensors take {position:,} bytes, the file holds {data_bytes:,}")
+
+
+def _damage(where: str, why: str) -> DamageError:
+    return fail(
+        DamageError,
+        where,
+        Finding(
+            code="safetensors-header-damaged",
+            severity="error",
+            where=where,
+            what="this is not a whole safetensors file",
+            why=why,
+            fix="fetch or save the file again; `holdtrue salvage` keeps the tensors that are whole",
+        ),
+    )
