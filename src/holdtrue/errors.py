@@ -1,6 +1,6 @@
 """Exceptions. Each carries the report that explains it; none is raised with a bare message."""
 
-from typing import ClassVar
+from typing import ClassVar, TypeVar
 
 from holdtrue.findings import Finding, Report, render_report, report
 
@@ -36,6 +36,9 @@ class RestoreError(HoldtrueError):
     """The checkpoint does not fit the target. The target is unchanged."""
 
 
-def fail(error: type[HoldtrueError], subject: str, *findings: Finding) -> HoldtrueError:
+_E = TypeVar("_E", bound=HoldtrueError)
+
+
+def fail(error: type[_E], subject: str, *findings: Finding) -> _E:
     """The exception to raise for these findings."""
     return error(report(subject, findings))
