@@ -29,7 +29,7 @@ def read_storage(storage: Storage, start: int = 0, nbytes: int | None = None) ->
         data = np.empty(wanted, np.uint8)
         with Path(storage.file).open("rb") as file:
             file.seek(storage.offset + start)
-            got = file.readinto(memoryview(data))
+            got = file.readinto(data.data)
         if got != wanted:
             raise _short(storage, start + wanted, start + got)
     if storage.big_endian and storage.itemsize > 1:
