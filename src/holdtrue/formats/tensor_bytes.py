@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
+import xxhash
 
 from holdtrue.errors import DamageError, fail
 from holdtrue.findings import Finding
@@ -32,6 +33,8 @@ def read_storage(storage: Storage, start: int = 0, nbytes: int | None = None) ->
             got = file.readinto(data.data)
         if got != wanted:
             raise _short(storage, start + wanted, start + got)
+        if storage.digest and wanted == storage.nbytes:
+            _check_digest(storage, data)
     if storage.big_endian and storage.itemsize > 1:
         width = storage.itemsize
         if start % width or wanted % width:
@@ -114,6 +117,23 @@ def _inflate(storage: Storage) -> Bytes:
     if len(data) != storage.nbytes:
         raise _short(storage, storage.nbytes, len(data))
     return np.frombuffer(data, np.uint8)
+
+
+def _check_digest(storage: Storage, data: Bytes) -> None:
+    if xxhash.xxh3_128_hexdigest(data.data) != storage.digest:
+        raise fail(DamageError, storage.file, digest_mismatch(storage))
+
+
+def digest_mismatch(storage: Storage) -> Finding:
+    """The finding for bytes that are not those that were written."""
+    return Finding(
+        code="digest-mismatch",
+        severity="error",
+        where=f"{storage.file}: {storage.key}",
+        what="a tensor's bytes are not those that were written",
+        why="their xxh3-128 digest differs: bytes were changed on disk or on the way",
+        fix="use another checkpoint, or copy this one again from where it is whole",
+    )
 
 
 def _short(storage: Storage, needed: int, present: int) -> DamageError:
