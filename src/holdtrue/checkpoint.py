@@ -28,6 +28,13 @@ class StoredTensor:
         self._lazy, self.name = lazy, name
         self.dtype, self.shape, self.stride = lazy.dtype, lazy.shape, lazy.stride
         self.requires_grad, self.layout, self.device = lazy.requires_grad, lazy.layout, lazy.device
+        self.parameter = lazy.parameter
+
+    @property
+    def nbytes(self) -> int:
+        """Stored bytes; of sparse tensors and the like, those of their components."""
+        inner = sum(StoredTensor(c, self.name).nbytes for c in self._lazy.components.values())
+        return inner + sum(p.storage.nbytes for p in self._lazy.pieces)
 
     def __repr__(self) -> str:
         return f"<stored tensor {self.name}: {self.dtype} {list(self.shape)}>"
@@ -87,7 +94,7 @@ class Checkpoint:
 
     @property
     def metrics(self) -> dict[str, Any]:
-        return _metrics(self._manifest, self.path)
+        return manifest_metrics(self._manifest)
 
     @property
     def parts(self) -> tuple[str, ...]:
@@ -100,6 +107,12 @@ class Checkpoint:
     @property
     def tensors(self) -> StoredTensors:
         return StoredTensors(self._view.tensors)
+
+    @property
+    def values(self) -> Mapping[str, Any]:
+        """Every part as plain values, with inert records for objects and no tensor read."""
+        tree: Mapping[str, Any] = self._view.tree
+        return tree
 
     def __contains__(self, part: str) -> bool:
         return part in self._manifest.parts
@@ -180,9 +193,7 @@ class Checkpoint:
         return decode_value(node, Fresh(self._view.tensors, self._agreed), path=part)[0]
 
 
-def open(
-    path: str | os.PathLike[str], *, trust: Iterable[type | str] = ()
-) -> Checkpoint:
+def open(path: str | os.PathLike[str], *, trust: Iterable[type | str] = ()) -> Checkpoint:
     """Open a checkpoint: a directory, a run (its latest), `run@best`, `run@latest` or `run@400`.
 
     Reads and verifies the manifest and the files' headers; tensors are read when asked for.
@@ -221,8 +232,12 @@ def _joined(agreed: Trust, more: Iterable[type | str]) -> Trust:
     return Trust({**agreed.classes, **new.classes}, agreed.packages + new.packages)
 
 
-def _metrics(manifest: Manifest, path: Path) -> dict[str, Any]:
-    value = decode(manifest.metrics, Decoding(tensor=_no_tensor)) if manifest.metrics else {}
+def manifest_metrics(manifest: Manifest) -> dict[str, Any]:
+    """The metrics that were given to the save; empty where there are none."""
+    try:
+        value = decode(manifest.metrics, Decoding(tensor=_no_tensor))
+    except NodeError:
+        return {}
     return value if isinstance(value, dict) else {}
 
 
