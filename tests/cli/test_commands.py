@@ -1,10 +1,12 @@
 """The command line as a person meets it: what it prints, and its exit status."""
 
 import json
+import random
 import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -177,6 +179,9 @@ def test_the_demo_tells_when_something_differs(tmp_path, call, monkeypatch):
 
     made = []
     for name, value in (("a", 1.0), ("b", 2.0)):
+        torch.manual_seed(0)
+        random.seed(0)
+        np.random.seed(0)
         run = holdtrue.Run(tmp_path / name, model=nn.Linear(1, 1), classes=[name])
         run.parts["model"].weight.data.fill_(value)
         run.parts["model"].bias.data.fill_(0)
