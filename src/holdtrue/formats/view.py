@@ -27,6 +27,7 @@ class Storage(Struct, frozen=True, kw_only=True, omit_defaults=True):
     itemsize: int = 1  # unit of byte swapping when big_endian
     crc32: int | None = None  # over the inflated bytes, where the format keeps one
     digest: str | None = None  # xxh3-128 over the bytes, where the format keeps one
+    inline: bytes | None = None  # the bytes themselves, where the file spells them differently
 
 
 class Piece(Struct, frozen=True, kw_only=True):
@@ -62,6 +63,7 @@ class LazyTensor(Struct, frozen=True, kw_only=True, omit_defaults=True):
     components: dict[str, "LazyTensor"] = field(default_factory=dict)
     quantizer: Quantizer | None = None
     numpy: str | None = None  # NumPy's own dtype string, for arrays
+    lazy_bits: tuple[str, ...] = ()  # "conj", "neg": not in the bytes yet, read_tensor applies them
     class_name: str | None = None  # of a tensor subclass
     state: Any = None  # of a tensor subclass: its attributes
 
