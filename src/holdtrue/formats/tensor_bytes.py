@@ -14,7 +14,7 @@ import numpy.typing as npt
 from holdtrue.errors import DamageError, fail
 from holdtrue.findings import Finding
 from holdtrue.formats.view import LazyTensor, Piece, Storage
-from holdtrue.limits import KIB, limits
+from holdtrue.limits import KIB, MIB, limits
 from holdtrue.records.dtypes import DTYPES, contiguous_stride, product
 
 # Elements are moved as opaque numbers of their size, so that no NaN payload is ever touched.
@@ -114,12 +114,28 @@ def read_storage(storage: Storage, start: int = 0, nbytes: int | None = None) ->
     if end > storage.nbytes:
         raise _short(storage, end, storage.nbytes)
     if storage.codec == "deflate":
-        data = _inflate(storage)[begin:end]
+        data = _inflate(storage, end)[begin:]
     else:
         data = _read_raw(storage, begin, end - begin)
     if width > 1:
         data = data.reshape(-1, width)[:, ::-1].reshape(-1)
     return data[lead : lead + wanted]
+
+
+def storage_chunks(storage: Storage) -> Iterator[Bytes]:
+    """A storage's bytes as they were written, not swapped, in blocks; for checksums."""
+    if storage.codec == "raw":
+        for at in range(0, storage.nbytes, limits().chunk_bytes):
+            yield _read_raw(storage, at, min(limits().chunk_bytes, storage.nbytes - at))
+        return
+    got, skip = 0, storage.skip
+    for block in _inflated(storage, storage.skip + storage.nbytes + 1):
+        data = np.frombuffer(block, np.uint8)[skip:]
+        skip = max(0, skip - len(block))
+        got += len(data)
+        yield data
+    if got != storage.nbytes:
+        raise _short(storage, storage.nbytes, got)
 
 
 def element_bytes(tensor: LazyTensor) -> int:
@@ -252,23 +268,45 @@ def _read_raw(storage: Storage, start: int, nbytes: int) -> Bytes:
     return data
 
 
-def _inflate(storage: Storage) -> Bytes:
-    """The whole record after `skip`. A bomb is refused before its memory is taken."""
+def _inflate(storage: Storage, end: int) -> Bytes:
+    """A record's first `end` bytes after `skip`. A bomb is refused before its memory is taken."""
     stored = storage.stored or 0
-    total = storage.skip + storage.nbytes
+    total, needed = storage.skip + storage.nbytes, storage.skip + end
     budget = min(limits().inflated_bytes, _DEFLATE_RATIO * stored + 64)
     if total > budget:
         raise _short(storage, total, budget)
-    packed = _read_raw(_as_stored(storage), 0, stored)
-    try:
-        data = zlib.decompressobj(-zlib.MAX_WBITS).decompress(packed.data, total + 1)
-    except zlib.error as error:
-        raise _damage(
-            storage, "compressed-data-damaged", "a compressed record cannot be inflated", str(error)
-        ) from None
-    if len(data) != total:
-        raise _short(storage, total, len(data))
-    return np.frombuffer(data, np.uint8)[storage.skip :]
+    data = np.empty(needed, np.uint8)
+    got = 0
+    for block in _inflated(storage, needed + (end == storage.nbytes)):
+        data[got : got + len(block)] = np.frombuffer(block, np.uint8)[: needed - got]
+        got += len(block)
+    if got < needed or (end == storage.nbytes and got > total):
+        raise _short(storage, total, got)
+    return data[storage.skip :]
+
+
+def _inflated(storage: Storage, most: int) -> Iterator[bytes]:
+    """The inflated record in blocks, at most `most` bytes of it."""
+    engine = zlib.decompressobj(-zlib.MAX_WBITS)
+    packed_at, step = 0, min(limits().chunk_bytes, MIB)
+    packed = b""
+    while most > 0 and not engine.eof:
+        if not packed:
+            count = min(step, (storage.stored or 0) - packed_at)
+            if count <= 0:
+                return
+            packed = _read_raw(_as_stored(storage), packed_at, count).tobytes()
+            packed_at += count
+        try:
+            block = engine.decompress(packed, min(most, step))
+        except zlib.error as error:
+            raise _damage(
+                storage, "compressed-data-damaged", "a compressed record cannot be inflated",
+                str(error),
+            ) from None  # fmt: skip
+        packed = engine.unconsumed_tail
+        most -= len(block)
+        yield block
 
 
 def _as_stored(storage: Storage) -> Storage:
