@@ -14,6 +14,7 @@ from msgspec import Struct
 
 from holdtrue.errors import DamageError, fail
 from holdtrue.findings import Finding
+from holdtrue.formats.strict_json import strict_json
 from holdtrue.limits import limits
 from holdtrue.records.dtypes import SAFETENSORS, product
 
@@ -68,33 +69,15 @@ def header_length(prefix: bytes, file_bytes: int, where: str) -> int:
 def parse_header(raw: bytes, file_bytes: int, where: str) -> Header:
     """The checked header; `raw` holds all bytes before the data. Raises DamageError."""
     try:
-        text = raw[8:].decode("utf-8")
-        if not text.startswith("{"):
-            raise ValueError("it does not start with '{'")
-        body = json.loads(text, object_pairs_hook=_unique, parse_constant=_no_constant)
+        body = strict_json(raw[8:])
         if not isinstance(body, dict):
             raise ValueError("it is not an object")
         metadata = _metadata(body.pop("__metadata__", {}))
-        if len(body) > limits().entries:
-            raise ValueError(f"it lists {len(body):,} tensors; {limits().entries:,} are allowed")
         entries = {name: _entry(name, value) for name, value in body.items()}
         _check_coverage(entries, file_bytes - len(raw))
-    except RecursionError:
-        raise _damage(where, "the header is nested too deeply") from None
-    except ValueError as error:  # JSON and UTF-8 errors are ValueErrors too
+    except ValueError as error:
         raise _damage(where, f"the header is not valid: {error}") from None
     return Header(entries, metadata, len(raw))
-
-
-def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found = dict(pairs)
-    if len(found) != len(pairs):
-        raise ValueError("a name stands in it twice")
-    return found
-
-
-def _no_constant(name: str) -> Any:
-    raise ValueError(f"{name} is not a JSON number")
 
 
 def _metadata(value: Any) -> dict[str, str]:
