@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
+import xxhash
 
 from holdtrue.errors import DamageError, fail
 from holdtrue.findings import Finding
@@ -117,6 +118,8 @@ def read_storage(storage: Storage, start: int = 0, nbytes: int | None = None) ->
         data = _inflate(storage, end)[begin:]
     else:
         data = _read_raw(storage, begin, end - begin)
+    if storage.digest and len(data) == storage.nbytes:
+        _check_digest(storage, data)
     if width > 1:
         data = data.reshape(-1, width)[:, ::-1].reshape(-1)
     return data[lead : lead + wanted]
@@ -342,6 +345,23 @@ def _check_expansion(tensor: LazyTensor, itemsize: int) -> None:
             f"{limits().expanded_bytes:,} are allowed",
             "set HOLDTRUE_EXPANDED_BYTES higher if this is meant",
         )
+
+
+def _check_digest(storage: Storage, data: Bytes) -> None:
+    if xxhash.xxh3_128_hexdigest(data.data) != storage.digest:
+        raise fail(DamageError, storage.file, digest_mismatch(storage))
+
+
+def digest_mismatch(storage: Storage) -> Finding:
+    """The finding for bytes that are not those that were written."""
+    return Finding(
+        code="digest-mismatch",
+        severity="error",
+        where=f"{storage.file}: {storage.key}",
+        what="a tensor's bytes are not those that were written",
+        why="their xxh3-128 digest differs: bytes were changed on disk or on the way",
+        fix="use another checkpoint, or copy this one again from where it is whole",
+    )
 
 
 def _short(storage: Storage, needed: int, present: int) -> DamageError:

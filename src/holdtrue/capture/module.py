@@ -1,0 +1,181 @@
+"""What is kept of a module: parameters, buffers (persistent or not), flags, and its own extras.
+
+Parameters and buffers are taken from the modules themselves, not from `state_dict()`: that leaves
+out non-persistent buffers, and its hooks may rename or drop what is really there.
+"""
+
+from collections.abc import Iterator
+from typing import Any
+
+from msgspec import Struct, field
+from torch import Tensor, nn
+
+from holdtrue.capture.tensors import TensorSet, add_tensor
+from holdtrue.capture.values import ValueEncoder
+from holdtrue.findings import Finding
+from holdtrue.records.trust import class_name
+
+# Wrappers that add a name of their own to every key: class → attribute of the wrapped module.
+# By name, so that none of these libraries has to be imported.
+_WRAPPERS = {
+    "torch.nn.parallel.data_parallel.DataParallel": "module",
+    "torch.nn.parallel.distributed.DistributedDataParallel": "module",
+    "torch._dynamo.eval_frame.OptimizedModule": "_orig_mod",
+    "torch.distributed.fsdp.fully_sharded_data_parallel.FullyShardedDataParallel": (
+        "_fsdp_wrapped_module"
+    ),
+    "torch.distributed.algorithms._checkpoint.checkpoint_wrapper.ActivationWrapper": (
+        "_checkpoint_wrapped_module"
+    ),
+    "lightning.fabric.wrappers._FabricModule": "_forward_module",
+    "lightning_fabric.wrappers._FabricModule": "_forward_module",
+    "deepspeed.runtime.engine.DeepSpeedEngine": "module",
+}
+
+
+class CustomState(Struct, frozen=True):
+    """Entries that a module writes by a `_save_to_state_dict` of its own, as value nodes."""
+
+    version: int | None
+    entries: dict[str, Any]
+
+
+class ModuleState(Struct, frozen=True, omit_defaults=True):
+    """The state of a module part. Keys of the maps are module paths, "" for the root."""
+
+    entries: dict[str, str] = field(default_factory=dict)  # name → tensor key, in module order
+    training: dict[str, bool] = field(default_factory=dict)  # only where it differs from the parent
+    extra: dict[str, Any] = field(default_factory=dict)  # get_extra_state()
+    custom: dict[str, CustomState] = field(default_factory=dict)
+    getstate: dict[str, Any] = field(default_factory=dict)  # __getstate__() of user classes
+
+
+class Entry(Struct, frozen=True, eq=False):
+    """A parameter or buffer where it stands: `owner._parameters[attribute]`, or `_buffers`."""
+
+    name: str
+    owner: nn.Module
+    attribute: str
+    tensor: Tensor
+    persistent: bool
+
+    @property
+    def is_parameter(self) -> bool:
+        return self.attribute in self.owner._parameters
+
+
+def unwrap(module: nn.Module) -> nn.Module:
+    """The module inside any known wrappers."""
+    while True:
+        inner = next(
+            (_WRAPPERS[n] for c in type(module).__mro__ if (n := class_name(c)) in _WRAPPERS), None
+        )
+        wrapped = getattr(module, inner, None) if inner else None
+        if not isinstance(wrapped, nn.Module):
+            return module
+        module = wrapped
+
+
+def walk(module: nn.Module, path: str = "") -> Iterator[tuple[str, nn.Module]]:
+    """Every module with its clean path, wrappers looked through; shared ones once for each path."""
+    module = unwrap(module)
+    yield path, module
+    for name, child in module._modules.items():
+        if child is not None:
+            yield from walk(child, f"{path}.{name}" if path else name)
+
+
+def entries(module: nn.Module) -> Iterator[Entry]:
+    """Every parameter and buffer under its clean name, in the order of `state_dict()`."""
+    for path, owner in walk(module):
+        prefix = f"{path}." if path else ""
+        for attribute, tensor in (*owner._parameters.items(), *owner._buffers.items()):
+            if tensor is not None:
+                persistent = attribute not in owner._non_persistent_buffers_set
+                yield Entry(prefix + attribute, owner, attribute, tensor, persistent)
+
+
+def capture_module(module: nn.Module, into: TensorSet) -> ModuleState:
+    """The state of a module part; its tensors go `into` the set."""
+    encoder = ValueEncoder(into)
+    state = ModuleState()
+    for entry in entries(module):
+        state.entries[entry.name] = add_tensor(
+            into, entry.tensor, entry.name, persistent=entry.persistent, encode=encoder.encode_apart
+        )
+    flags: dict[str, bool] = {}
+    for path, owner in walk(module):
+        flags[path] = owner.training
+        parent = path.rpartition(".")[0]
+        if not path or flags.get(parent) != owner.training:
+            state.training[path] = owner.training
+        _capture_extras(owner, path, state, into)
+    return state
+
+
+def _capture_extras(owner: nn.Module, path: str, state: ModuleState, into: TensorSet) -> None:
+    at = f"{path}." if path else ""
+    if has_extra_state(owner):
+        value, node_path = owner.get_extra_state(), f"{at}extra_state"
+        state.extra[path] = ValueEncoder(into).encode_state(value, node_path)
+    if has_custom_state(owner):
+        own: dict[str, Any] = {}
+        owner._save_to_state_dict(own, "", True)
+        standard = {**owner._parameters, **owner._buffers}
+        odd = {k: v for k, v in own.items() if standard.get(k) is not v and k != "_extra_state"}
+        if odd:
+            nodes = {k: ValueEncoder(into).encode_state(v, f"{at}{k}") for k, v in odd.items()}
+            state.custom[path] = CustomState(getattr(owner, "_version", None), nodes)
+    if has_getstate(owner):
+        try:
+            taken: Any = owner
+            value = own_state(taken.__getstate__())
+        except Exception as error:  # the module's own code
+            into.findings.append(_getstate_failed(f"{into.part}/{path}", owner, error))
+            return
+        state.getstate[path] = ValueEncoder(into).encode_state(value, f"{at}getstate")
+
+
+def has_extra_state(module: nn.Module) -> bool:
+    return type(module).get_extra_state is not nn.Module.get_extra_state
+
+
+def has_custom_state(module: nn.Module) -> bool:
+    return type(module)._save_to_state_dict is not nn.Module._save_to_state_dict
+
+
+def has_getstate(module: nn.Module) -> bool:
+    """True for a user's class that says itself what is to be kept of it."""
+    cls = type(module)
+    library = cls.__module__.partition(".")[0] == "torch"
+    getstate: Any = cls.__getstate__
+    return not library and getstate is not object.__getstate__ and hasattr(cls, "__setstate__")
+
+
+_INTERNALS = frozenset(vars(nn.Module())) | {"_is_full_backward_hook"}
+
+
+def own_state(state: Any) -> Any:
+    """What `__getstate__` gave, without torch's bookkeeping and what is kept elsewhere."""
+    if not isinstance(state, dict):
+        return state
+    return {k: v for k, v in state.items() if k not in _INTERNALS and not isinstance(v, nn.Module)}
+
+
+def restored_state(module: nn.Module, state: Any) -> Any:
+    """The other way: what `__setstate__` is to receive, with the module's live internals."""
+    if not isinstance(state, dict):
+        return state
+    internals = {k: v for k, v in vars(module).items() if k in _INTERNALS}
+    return {**internals, **state}
+
+
+def _getstate_failed(where: str, owner: nn.Module, error: Exception) -> Finding:
+    return Finding(
+        code="value-unsupported",
+        severity="error",
+        where=where,
+        what=f"{class_name(type(owner))}.__getstate__ raised {type(error).__name__}",
+        why=str(error),
+        fix="mend __getstate__, or remove it: parameters and buffers are kept without it",
+    )

@@ -1,0 +1,78 @@
+"""From what a caller hands to `save`, by keyword, to parts and the tensors to be written."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import msgspec
+import torch
+from msgspec import Struct
+from torch import Tensor, nn
+
+from holdtrue.capture.loader import capture_loader, is_plain_loader
+from holdtrue.capture.module import capture_module, entries
+from holdtrue.capture.optimizer import capture_optimizer
+from holdtrue.capture.rng import capture_rng
+from holdtrue.capture.tensors import Source, TensorSet, finish, tensor_set
+from holdtrue.capture.values import ValueEncoder
+from holdtrue.findings import Finding
+from holdtrue.records.manifest import Part, TensorRecord
+from holdtrue.records.trust import class_name
+
+RNG = "rng"
+
+
+class Captured(Struct, frozen=True, eq=False):
+    """Everything a save needs; nothing has been written, and nothing copied."""
+
+    parts: dict[str, Part]
+    tensors: dict[str, TensorRecord]  # without chunks: not yet laid out
+    sources: dict[str, Source]
+    findings: list[Finding]
+
+
+def known_tensors(parts: Mapping[str, Any]) -> dict[int, str]:
+    """id(tensor) → "part/name" for every tensor that a module part or a top-level part holds."""
+    known: dict[int, str] = {}
+    for part, value in parts.items():
+        if isinstance(value, nn.Module):
+            for entry in entries(value):
+                known.setdefault(id(entry.tensor), f"{part}/{entry.name}")
+        elif isinstance(value, Tensor):
+            known.setdefault(id(value), f"{part}/{part}")
+    return known
+
+
+def capture(parts: Mapping[str, Any]) -> Captured:
+    """Read the state of every part, and the random states. Findings say what cannot be kept."""
+    captured = Captured({}, {}, {}, [])
+    known = known_tensors(parts)
+    for name, value in parts.items():
+        into = tensor_set(name)
+        captured.parts[name] = _capture_part(name, value, known, into)
+        _gather(captured, into)
+    into = tensor_set(RNG)
+    captured.parts[RNG] = Part(kind="rng", state=capture_rng(into))
+    _gather(captured, into)
+    return captured
+
+
+def _capture_part(name: str, value: Any, known: Mapping[int, str], into: TensorSet) -> Part:
+    cls = class_name(type(value))
+    if isinstance(value, nn.Module):
+        state: Any = msgspec.to_builtins(capture_module(value, into))
+        return Part(kind="module", class_name=cls, state=state)
+    if isinstance(value, torch.optim.Optimizer):
+        state = msgspec.to_builtins(capture_optimizer(value, known, into))
+        return Part(kind="optimizer", class_name=cls, state=state)
+    if is_plain_loader(value):
+        return Part(kind="loader", class_name=cls, state=capture_loader(value, into))
+    # A lone tensor is called like its part.
+    path = name if isinstance(value, Tensor) else ""
+    return Part(kind="value", class_name=cls, state=ValueEncoder(into).encode(value, path))
+
+
+def _gather(captured: Captured, into: TensorSet) -> None:
+    finish(into)
+    captured.tensors.update(into.records)
+    captured.sources.update(into.sources)
+    captured.findings.extend(into.findings)

@@ -1,0 +1,334 @@
+"""Tensors to tensor records: what is stored, under which key, and what it is tied to."""
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import torch
+from msgspec import Struct
+from msgspec.structs import replace
+from torch import Tensor
+from torch.nn.parameter import is_lazy
+
+from holdtrue.capture.raw import dtype_name, raw_bytes, stored_bytes
+from holdtrue.findings import Finding
+from holdtrue.records.dtypes import DTYPES, contiguous_stride
+from holdtrue.records.manifest import QuantizerRecord, TensorRecord
+from holdtrue.records.trust import class_name
+
+_PLAIN = {torch.Tensor, torch.nn.Parameter, torch.nn.Buffer}
+_SPARSE: dict[torch.layout, tuple[str, tuple[str, ...]]] = {
+    torch.sparse_coo: ("sparse_coo", ("_indices", "_values")),
+    torch.sparse_csr: ("sparse_csr", ("crow_indices", "col_indices", "values")),
+    torch.sparse_csc: ("sparse_csc", ("ccol_indices", "row_indices", "values")),
+    torch.sparse_bsr: ("sparse_bsr", ("crow_indices", "col_indices", "values")),
+    torch.sparse_bsc: ("sparse_bsc", ("ccol_indices", "row_indices", "values")),
+}
+
+
+class Source(Struct, frozen=True, eq=False):
+    """Where the bytes of one stored tensor come from. `read` is called once, on any thread."""
+
+    code: str  # safetensors dtype
+    shape: tuple[int, ...]  # as stored
+    nbytes: int
+    read: Callable[[], memoryview]
+
+
+class TensorSet(Struct, eq=False):
+    """The tensors of one part, gathered while its state is encoded."""
+
+    part: str
+    records: dict[str, TensorRecord]
+    sources: dict[str, Source]
+    findings: list[Finding]
+    known: dict[tuple[Any, ...], str]  # identity of the memory → key
+    held: list[Any]  # keeps what was seen alive, so that no address is used twice
+    spans: dict[int, list[tuple[int, int, str]]]  # storage → (first, end, key), in elements
+
+
+def tensor_set(part: str) -> TensorSet:
+    return TensorSet(part, {}, {}, [], {}, [], {})
+
+
+def add_tensor(
+    into: TensorSet,
+    tensor: Tensor,
+    name: str,
+    *,
+    persistent: bool = True,
+    encode: Callable[[Any, str], Any] | None = None,
+) -> str:
+    """Record a tensor and return its key; the same memory seen before returns the same key.
+
+    A tensor that cannot be kept adds a finding instead. `encode` turns the attributes of tensor
+    subclasses into value nodes.
+    """
+    memory = _memory(tensor)
+    if memory in into.known:
+        return into.known[memory]
+    key = _free_key(into, name)
+    into.known[memory] = key
+    into.held.append(tensor)
+    problem = _record(into, tensor, key, persistent, encode)
+    if problem:
+        what, why, fix = problem
+        into.findings.append(
+            Finding(
+                code="tensor-unsupported", severity="error", where=key, what=what, why=why, fix=fix
+            )
+        )
+    return key
+
+
+def add_array(into: TensorSet, array: np.ndarray[Any, Any], name: str) -> str:
+    """Record a NumPy array (no object dtype) and return its key."""
+    memory = ("numpy", id(array))
+    if memory in into.known:
+        return into.known[memory]
+    key = _free_key(into, name)
+    into.known[memory] = key
+    into.held.append(array)
+    native = array.dtype.str
+    torch_name = next((d.name for d in DTYPES.values() if d.numpy == native), None)
+    row = DTYPES[torch_name] if torch_name else None
+    code, shape = (row.code, array.shape + row.trailing) if row else ("U8", (array.nbytes,))
+    into.records[key] = TensorRecord(
+        dtype=torch_name or "uint8",
+        shape=array.shape,
+        numpy=native,
+        stride=_fortran(array),
+    )
+
+    def read() -> memoryview:
+        return np.ascontiguousarray(array).reshape(-1).view(np.uint8).data
+
+    into.sources[key] = Source(code, shape, array.nbytes, read)
+    return key
+
+
+def _fortran(array: np.ndarray[Any, Any]) -> tuple[int, ...] | None:
+    if array.flags.c_contiguous or not array.flags.f_contiguous:
+        return None
+    return tuple(reversed(contiguous_stride(tuple(reversed(array.shape)))))
+
+
+def finish(into: TensorSet) -> None:
+    """Mark the tensors that share memory only in part, so that loading can lay them over again."""
+    for group, spans in enumerate(into.spans.values()):
+        spans.sort()
+        for i, (first, end, key) in enumerate(spans):
+            touching = any(a < end and first < b for j, (a, b, _) in enumerate(spans) if j != i)
+            if touching:
+                record = into.records[key]
+                start = first - spans[0][0]
+                into.records[key] = replace(record, overlap=(group, start))
+
+
+def _memory(tensor: Tensor) -> tuple[Any, ...]:
+    plain = type(tensor) in _PLAIN and tensor.layout is torch.strided and not tensor.is_quantized
+    if plain and tensor.numel() and tensor.device.type != "meta":
+        return (
+            tensor.untyped_storage().data_ptr(),
+            tensor.device,
+            tensor.dtype,
+            tensor.storage_offset(),
+            tuple(tensor.shape),
+            tensor.stride(),
+            tensor.is_conj(),
+            tensor.is_neg(),
+        )
+    return ("object", id(tensor))
+
+
+def _free_key(into: TensorSet, name: str) -> str:
+    name = name or into.part  # a part that is one tensor
+    key, n = f"{into.part}/{name}", 2
+    while key in into.records:
+        key, n = f"{into.part}/{name}~{n}", n + 1
+    return key
+
+
+_Problem = tuple[str, str, str] | None
+
+
+def _record(
+    into: TensorSet,
+    tensor: Tensor,
+    key: str,
+    persistent: bool,
+    encode: Callable[[Any, str], Any] | None,
+) -> _Problem:
+    name = dtype_name(tensor.dtype)
+    base = TensorRecord(
+        dtype=name,
+        shape=(),
+        device=str(tensor.device),
+        requires_grad=tensor.requires_grad,
+        parameter=isinstance(tensor, torch.nn.Parameter),
+        persistent=persistent,
+    )
+    if is_lazy(tensor):
+        # A lazy module's parameter before the first batch: there is nothing but its dtype.
+        into.records[key] = replace(base, layout="uninitialized")
+        return None
+    base = replace(base, shape=tuple(tensor.shape))
+    if name not in DTYPES:
+        return (
+            f"dtype {name} is not known",
+            "this holdtrue does not know its layout in memory",
+            "convert the tensor to another dtype before saving",
+        )
+    if type(tensor) not in _PLAIN and hasattr(tensor, "__tensor_flatten__"):
+        return _record_wrapper(into, tensor, key, base, encode)
+    if type(tensor) not in _PLAIN:
+        return _record_subclass(into, tensor, key, base, encode)
+    if tensor.device.type == "meta":
+        return (
+            "the tensor is on the meta device: it has a shape, and no values",
+            "it was built under torch.device('meta') and never filled",
+            "load or initialise the weights before saving, e.g. with model.to_empty(device='cpu')",
+        )
+    if tensor.layout in _SPARSE:
+        _record_sparse(into, tensor, key, base)
+        return None
+    if tensor.layout is not torch.strided or tensor.is_nested:
+        layout = "nested" if tensor.is_nested else str(tensor.layout).removeprefix("torch.")
+        return (
+            f"layout {layout} is not kept",
+            "its memory has no published description",
+            "save tensor.to_dense() or, for nested tensors, the list tensor.unbind()",
+        )
+    if tensor.is_quantized:
+        return _record_quantized(into, tensor, key, base)
+    _record_strided(into, tensor, key, base)
+    return None
+
+
+def _record_strided(into: TensorSet, tensor: Tensor, key: str, base: TensorRecord) -> None:
+    row = DTYPES[base.dtype]
+    stride = tensor.stride()
+    contiguous = tensor.is_contiguous() and stride == contiguous_stride(base.shape)
+    into.records[key] = replace(base, stride=None if contiguous else stride)
+    into.sources[key] = Source(
+        row.code, base.shape + row.trailing, stored_bytes(tensor), lambda: raw_bytes(tensor)
+    )
+    if tensor.numel() and tensor.untyped_storage().nbytes() > tensor.numel() * tensor.itemsize:
+        first = int(tensor.storage_offset())
+        end = first + 1 + sum((n - 1) * int(s) for n, s in zip(tensor.shape, stride, strict=True))
+        where = hash((tensor.untyped_storage().data_ptr(), tensor.dtype))
+        into.spans.setdefault(where, []).append((first, end, key))
+
+
+def _record_sparse(into: TensorSet, tensor: Tensor, key: str, base: TensorRecord) -> None:
+    layout, names = _SPARSE[tensor.layout]
+    name = key.removeprefix(into.part + "/")
+    detached = tensor.detach()
+    components = {
+        n.strip("_"): add_tensor(into, getattr(detached, n)(), f"{name}#{n.strip('_')}")
+        for n in names
+    }
+    coalesced = tensor.layout is torch.sparse_coo and tensor.is_coalesced()
+    into.records[key] = replace(base, layout=layout, components=components, coalesced=coalesced)
+
+
+def _record_quantized(into: TensorSet, tensor: Tensor, key: str, base: TensorRecord) -> _Problem:
+    scheme = str(tensor.qscheme()).removeprefix("torch.")
+    packed = tensor.dtype in (torch.quint4x2, torch.quint2x4)
+    if not tensor.is_contiguous() and packed:
+        return (
+            "a packed quantised tensor that is not contiguous",
+            "several values share a byte, so its strides cannot be followed",
+            "save tensor.contiguous()",
+        )
+    row, count = DTYPES[base.dtype], stored_bytes(tensor)
+    components: dict[str, str] = {}
+    if scheme.startswith("per_channel"):
+        name = key.removeprefix(into.part + "/")
+        scales, zeros = tensor.q_per_channel_scales(), tensor.q_per_channel_zero_points()
+        components = {
+            "scales": add_tensor(into, scales, f"{name}#scales"),
+            "zero_points": add_tensor(into, zeros, f"{name}#zero_points"),
+        }
+        quantizer = QuantizerRecord(scheme=scheme, axis=tensor.q_per_channel_axis())
+    else:
+        quantizer = QuantizerRecord(
+            scheme=scheme, scale=tensor.q_scale(), zero_point=tensor.q_zero_point()
+        )
+    stride = tensor.stride()
+    plain = stride == contiguous_stride(base.shape)
+    into.records[key] = replace(
+        base,
+        layout="quantized",
+        quantizer=quantizer,
+        components=components,
+        stride=None if plain else stride,
+    )
+    into.sources[key] = Source(
+        row.code, (count,) if packed else base.shape, count, lambda: raw_bytes(tensor)
+    )
+    return None
+
+
+def _record_wrapper(
+    into: TensorSet,
+    tensor: Any,
+    key: str,
+    base: TensorRecord,
+    encode: Callable[[Any, str], Any] | None,
+) -> _Problem:
+    """A subclass that flattens itself into plain tensors (`__tensor_flatten__`)."""
+    name = key.removeprefix(into.part + "/")
+    try:
+        attributes, context = tensor.__tensor_flatten__()
+        inner = {a: getattr(tensor, a) for a in attributes}
+    except Exception as error:  # the subclass's own code
+        return (
+            f"{class_name(type(tensor))} does not flatten",
+            f"it raised {error!r}",
+            "save the plain tensors that it holds",
+        )
+    components = {a: add_tensor(into, t, f"{name}#{a}", encode=encode) for a, t in inner.items()}
+    into.records[key] = replace(
+        base,
+        layout="subclass",
+        class_name=class_name(type(tensor)),
+        components=components,
+        state=encode(context, f"{name}#context") if encode else None,
+    )
+    return None
+
+
+def _record_subclass(
+    into: TensorSet,
+    tensor: Tensor,
+    key: str,
+    base: TensorRecord,
+    encode: Callable[[Any, str], Any] | None,
+) -> _Problem:
+    """A subclass that is an ordinary tensor with a class and attributes of its own."""
+    dispatch = getattr(type(tensor), "__torch_dispatch__", None)
+    disabled = torch._C._disabled_torch_dispatch_impl
+    if (
+        getattr(dispatch, "__func__", dispatch) is not disabled
+        and dispatch is not None
+        and dispatch is not Tensor.__torch_dispatch__
+    ):
+        return (
+            f"{class_name(type(tensor))} has no memory of its own",
+            "a wrapper subclass without __tensor_flatten__ does not say what it holds",
+            "give the class __tensor_flatten__, or save the plain tensors that it holds",
+        )
+    name = key.removeprefix(into.part + "/")
+    plain = tensor.detach().as_subclass(Tensor)
+    problem = _record(into, plain, key, base.persistent, None)
+    if problem is None:
+        attributes = {k: v for k, v in vars(tensor).items() if k != "_is_param"}
+        into.records[key] = replace(
+            into.records[key],
+            class_name=class_name(type(tensor)),
+            requires_grad=base.requires_grad,
+            parameter=base.parameter,
+            state=encode(attributes, f"{name}#attributes") if encode and attributes else None,
+        )
+    return problem

@@ -1,0 +1,456 @@
+"""Plain values and objects to value nodes. The counterpart of `records/values.py`.
+
+Nothing is pickled: an object is asked for its `state_dict()`, `__getstate__()` or attributes, and
+what it answers is encoded in turn. What cannot be kept becomes a finding with its path.
+"""
+
+import argparse
+import base64
+import math
+import random
+import struct
+import types
+from collections import Counter, OrderedDict, defaultdict, deque
+from collections.abc import Callable
+from datetime import date, datetime, time, timedelta, timezone
+from decimal import Decimal
+from enum import Enum
+from fractions import Fraction
+from functools import partial
+from pathlib import Path, PosixPath, PurePosixPath, PureWindowsPath, WindowsPath
+from typing import Any
+from uuid import UUID
+from zoneinfo import ZoneInfo
+
+import msgspec
+import numpy as np
+import torch
+from torch import Tensor
+
+from holdtrue.capture.tensors import TensorSet, add_array, add_tensor
+from holdtrue.findings import Finding
+from holdtrue.limits import limits
+from holdtrue.records.trust import class_name
+from holdtrue.records.values import FACTORIES, TAG, join
+
+_EXACT_INT = 1 << 53  # above it, JSON readers of other languages lose digits
+_FACTORY_NAMES = {factory: name for name, factory in FACTORIES.items()}
+_FUNCTIONS = (types.FunctionType, types.BuiltinFunctionType, types.MethodType, np.ufunc, partial)
+
+
+class ValueEncoder:
+    """Encodes the values of one part; gathers tensors and findings in its `TensorSet`."""
+
+    def __init__(self, tensors: TensorSet) -> None:
+        self.tensors = tensors
+        self._seen: dict[int, Any] = {}  # id of a mutable value → its node
+        self._open: set[int] = set()  # tuples being encoded
+        self._shared: dict[int, int] = {}  # id of a node → the number it is shared under
+        self._held: list[Any] = []  # keeps temporaries alive, so that no id is used twice
+
+    def encode(self, value: Any, path: str) -> Any:
+        """The node of a value, complete in itself."""
+        node = self._encode(value, path, 0, inside_object=False)
+        return self._number_shared(node) if self._shared else node
+
+    def encode_state(self, state: Any, path: str) -> Any:
+        """The node of an object's own state, where named functions may stand."""
+        node = self._encode(state, path, 0, inside_object=True)
+        return self._number_shared(node) if self._shared else node
+
+    def encode_apart(self, state: Any, path: str) -> Any:
+        # Kept in another tree, which cannot refer into this one.
+        return ValueEncoder(self.tensors).encode_state(state, path)
+
+    def _encode(self, value: Any, path: str, depth: int, inside_object: bool) -> Any:
+        kind = type(value)
+        if value is None or kind is bool:
+            return value
+        if depth > limits().value_depth:
+            return self._refuse(
+                path,
+                f"nested deeper than {limits().value_depth} levels",
+                "the format bounds its depth",
+                "flatten the value",
+            )
+        leaf = _LEAVES.get(kind)
+        if leaf is not None:
+            return leaf(value)
+        if id(value) in self._seen:
+            return self._reference(id(value))
+        container = _CONTAINERS.get(kind)
+        if container is not None:
+            return container(self, value, path, depth, inside_object)
+        return self._encode_other(value, path, depth, inside_object)
+
+    def _encode_other(self, value: Any, path: str, depth: int, inside_object: bool) -> Any:
+        if isinstance(value, Tensor):
+            key = add_tensor(self.tensors, value, path, encode=self.encode_apart)
+            return {TAG: "tensor", "v": key}
+        if type(value) is np.ndarray:
+            if value.dtype.hasobject:
+                return self._refuse(
+                    path,
+                    "a NumPy array of Python objects",
+                    "its elements have no fixed bytes",
+                    "save array.tolist()",
+                )
+            return {TAG: "tensor", "v": add_array(self.tensors, value, path)}
+        if isinstance(value, np.generic) and not value.dtype.hasobject:
+            data = base64.b64encode(value.tobytes()).decode()
+            return {TAG: "scalar", "v": [_dtype(value.dtype), data]}
+        if isinstance(value, np.dtype) and not value.hasobject:
+            return {TAG: "np.dtype", "v": _dtype(value)}
+        if isinstance(value, Enum):
+            inner = self._encode(value.value, path, depth + 1, inside_object)
+            return {TAG: "enum", "class": class_name(type(value)), "name": value.name, "v": inner}
+        if isinstance(value, tuple) and hasattr(type(value), "_fields"):
+            cls: Any = type(value)
+            names: tuple[str, ...] = cls._fields
+            fields = self._pairs(dict(zip(names, value, strict=True)), path, depth, inside_object)
+            return {TAG: "namedtuple", "class": class_name(type(value)), "v": fields}
+        if isinstance(value, type):
+            return {TAG: "class", "v": class_name(value)}
+        if isinstance(value, _FUNCTIONS):
+            return self._function(value, path, inside_object)
+        if isinstance(value, np.random.Generator | np.random.RandomState | np.random.BitGenerator):
+            return self._numpy_random(value, path, depth)
+        return self._object(value, path, depth)
+
+    # -- containers -----------------------------------------------------------------------------
+
+    def _list(self, value: Any, path: str, depth: int, inside: bool) -> Any:
+        node: list[Any] = []
+        self._remember(value, node)
+        for i, item in enumerate(value):
+            node.append(self._encode(item, f"{path}[{i}]", depth + 1, inside))
+        return node
+
+    def _tuple(self, value: Any, path: str, depth: int, inside: bool) -> Any:
+        if id(value) in self._open:
+            return self._refuse(
+                path,
+                "a tuple that contains itself",
+                "it cannot be built again, since tuples are made whole",
+                "break the cycle, or use a list",
+            )
+        self._open.add(id(value))
+        nodes = [self._encode(v, f"{path}[{i}]", depth + 1, inside) for i, v in enumerate(value)]
+        self._open.discard(id(value))
+        if type(value) is torch.Size:
+            return {TAG: "size", "v": nodes}
+        return {TAG: "frozenset" if type(value) is frozenset else "tuple", "v": nodes}
+
+    def _set(self, value: Any, path: str, depth: int, inside: bool) -> Any:
+        node: dict[str, Any] = {TAG: type(value).__name__, "v": []}
+        if type(value) is set:
+            self._remember(value, node)
+        nodes = [self._encode(v, f"{path}{{{v!r}}}", depth + 1, inside) for v in value]
+        if not any(isinstance(n, dict) for n in nodes):
+            nodes.sort(key=msgspec.json.encode)  # the same set gives the same bytes
+        node["v"] = nodes
+        return node
+
+    def _deque(self, value: Any, path: str, depth: int, inside: bool) -> Any:
+        node: dict[str, Any] = {TAG: "deque", "v": []}
+        if value.maxlen is not None:
+            node["maxlen"] = value.maxlen
+        self._remember(value, node)
+        for i, item in enumerate(value):
+            node["v"].append(self._encode(item, f"{path}[{i}]", depth + 1, inside))
+        return node
+
+    def _dict(self, value: Any, path: str, depth: int, inside: bool) -> Any:
+        if all(type(k) is str and k[:1] != TAG and _is_unicode(k) for k in value):
+            node: dict[str, Any] = {}
+            self._remember(value, node)
+            for key, item in value.items():
+                node[key] = self._encode(item, join(path, key), depth + 1, inside)
+            return node
+        return self._mapping(value, path, depth, inside)
+
+    def _mapping(self, value: Any, path: str, depth: int, inside: bool) -> Any:
+        name: dict[Any, str] = {
+            OrderedDict: "odict",
+            Counter: "counter",
+            defaultdict: "defaultdict",
+        }
+        node: dict[str, Any] = {TAG: name.get(type(value), "dict")}
+        self._remember(value, node)
+        if type(value) is defaultdict:
+            factory = value.default_factory
+            node["factory"] = _FACTORY_NAMES.get(factory) if _hashable(factory) else None
+            if node["factory"] is None:
+                node["factory"] = self._encode(factory, f"{path}.default_factory", depth + 1, True)
+        node["v"] = self._pairs(value, path, depth, inside)
+        # A state_dict carries its modules' versions as an attribute, `_metadata`.
+        attributes = getattr(value, "__dict__", None)
+        if attributes:
+            node["attributes"] = self._encode(attributes, f"{path}.__dict__", depth + 1, inside)
+        return node
+
+    def _pairs(self, value: Any, path: str, depth: int, inside: bool) -> list[Any]:
+        return [
+            [
+                self._encode(k, f"{path} key", depth + 1, inside),
+                self._encode(v, join(path, k), depth + 1, inside),
+            ]
+            for k, v in value.items()
+        ]
+
+    def _namespace(self, value: Any, path: str, depth: int, inside: bool) -> Any:
+        node: dict[str, Any] = {TAG: "namespace"}
+        if type(value) is types.SimpleNamespace:
+            node["simple"] = True
+        self._remember(value, node)
+        node["v"] = self._encode(dict(vars(value)), path, depth + 1, inside)
+        return node
+
+    def _parts(self, value: Any, path: str, depth: int, inside: bool) -> Any:
+        names = ("start", "stop", "step")
+        parts = [self._encode(getattr(value, n), f"{path}.{n}", depth + 1, inside) for n in names]
+        return {TAG: type(value).__name__, "v": parts}
+
+    def _moment(self, value: Any, path: str, depth: int, inside: bool) -> Any:
+        plain = value.replace(tzinfo=None, fold=0).isoformat()
+        node: dict[str, Any] = {TAG: type(value).__name__, "v": plain}
+        if value.fold:
+            node["fold"] = value.fold
+        if value.tzinfo is not None:
+            node["tz"] = self._encode(value.tzinfo, f"{path}.tzinfo", depth + 1, inside)
+        return node
+
+    # -- objects --------------------------------------------------------------------------------
+
+    def _object(self, value: Any, path: str, depth: int) -> Any:
+        node: dict[str, Any] = {TAG: "object", "class": class_name(type(value))}
+        self._remember(value, node)
+        try:
+            parts = take_state(value)
+        except Exception as error:  # the object's own code, or the interpreter's refusal
+            return self._refuse(
+                path,
+                f"a {class_name(type(value))} cannot be kept",
+                f"it gives no state: {error}",
+                "give it state_dict() and load_state_dict(), or "
+                "__getstate__ and __setstate__, or leave it out",
+            )
+        node["via"] = parts.via
+        self._held.append(parts)
+        if parts.args:
+            node["args"] = [
+                self._encode(a, f"{path}.args[{i}]", depth + 1, True)
+                for i, a in enumerate(parts.args)
+            ]
+        state_path = path if isinstance(parts.state, dict) else f"{path}.state"
+        node["state"] = self._encode(parts.state, state_path, depth + 1, True)
+        if parts.items is not None:
+            node["items"] = self._encode(parts.items, path, depth + 1, True)
+        return node
+
+    def _function(self, value: Any, path: str, inside_object: bool) -> Any:
+        name = class_name(value)
+        local = "<" in name or isinstance(value, partial | types.MethodType)
+        if inside_object and not local:
+            return {TAG: "callable", "v": name}
+        return self._refuse(
+            path,
+            f"a function, {name}",
+            "code is not kept as a value; a lambda or local function has no name "
+            "by which to find it again",
+            "keep what the function depends on, and build it again in code",
+        )
+
+    def _numpy_random(self, value: Any, path: str, depth: int) -> Any:
+        bits = getattr(value, "bit_generator", None) or getattr(value, "_bit_generator", value)
+        node: dict[str, Any] = {
+            TAG: "np.random",
+            "class": type(value).__name__,
+            "bits": type(bits).__name__,
+        }
+        self._remember(value, node)
+        state = (
+            value.get_state(legacy=False) if type(value) is np.random.RandomState else bits.state
+        )
+        node["v"] = self._encode(state, path, depth + 1, False)
+        return node
+
+    # -- sharing --------------------------------------------------------------------------------
+
+    def _remember(self, value: Any, node: Any) -> None:
+        self._seen[id(value)] = node
+        self._held.append(value)
+
+    def _reference(self, identity: int) -> Any:
+        node = self._seen[identity]
+        number = self._shared.setdefault(id(node), len(self._shared) + 1)
+        return {TAG: "ref", "id": number}
+
+    def _number_shared(self, node: Any) -> Any:
+        """Wrap the nodes that are referred to, now that it is known which they are."""
+        number = self._shared.get(id(node))
+        if isinstance(node, list):
+            inner = [self._number_shared(n) for n in node]
+            return inner if number is None else {TAG: "list", "id": number, "v": inner}
+        if not isinstance(node, dict):
+            return node
+        if number is not None and TAG not in node:
+            pairs = [[k, self._number_shared(n)] for k, n in node.items()]
+            return {TAG: "dict", "id": number, "v": pairs}
+        made = {k: self._number_shared(n) for k, n in node.items()}
+        return made if number is None else {**made, "id": number}
+
+    def _refuse(self, path: str, what: str, why: str, fix: str) -> None:
+        self.tensors.findings.append(
+            Finding(
+                code="value-unsupported",
+                severity="error",
+                where=f"{self.tensors.part}/{path}",
+                what=f"this value cannot be kept: {what}",
+                why=why,
+                fix=fix,
+            )
+        )
+
+
+class ObjectState(msgspec.Struct, frozen=True):
+    """What an object gives of itself: `via` says by which road it goes back."""
+
+    via: str  # state_dict · setstate · dict
+    state: Any
+    args: tuple[Any, ...] = ()
+    items: Any = None
+
+
+def take_state(value: Any) -> ObjectState:
+    """An object's own state. Raises TypeError where it has none that could be put back."""
+    cls = type(value)
+    if callable(getattr(value, "state_dict", None)) and callable(
+        getattr(value, "load_state_dict", None)
+    ):
+        return ObjectState("state_dict", value.state_dict())
+    via = "setstate" if hasattr(cls, "__setstate__") else "dict"
+    getstate: Any = cls.__getstate__
+    if getstate is not object.__getstate__:
+        return ObjectState(via, value.__getstate__(), (), _items(value))
+    reducers: tuple[Any, Any] = (cls.__reduce__, cls.__reduce_ex__)
+    if reducers != (object.__reduce__, object.__reduce_ex__):
+        raise TypeError(f"{cls.__name__} can only be copied by calling {cls.__name__}.__reduce__")
+    # The interpreter's own default: refuses objects whose state lives in C (locks, files, …).
+    _, made, state, items, pairs = (*value.__reduce_ex__(2), None, None, None)[:5]
+    content = dict(pairs) if pairs is not None else list(items) if items is not None else None
+    return ObjectState(via, state, made[1:], content)
+
+
+def _items(value: Any) -> Any:
+    if isinstance(value, dict):
+        return dict(value)
+    return list(value) if isinstance(value, list | set) else None
+
+
+def _int(value: int) -> Any:
+    return value if -_EXACT_INT <= value <= _EXACT_INT else {TAG: "int", "v": hex(value)}
+
+
+def _float(value: float) -> Any:
+    return value if math.isfinite(value) else {TAG: "float", "v": _special(value)}
+
+
+def _special(value: float) -> str:
+    return f"nan:{struct.pack('>d', value).hex()}" if math.isnan(value) else repr(value)
+
+
+def _complex(value: complex) -> Any:
+    parts = [v if math.isfinite(v) else _special(v) for v in (value.real, value.imag)]
+    return {TAG: "complex", "v": parts}
+
+
+def _is_unicode(text: str) -> bool:
+    return text.isascii() or not any("\ud800" <= c <= "\udfff" for c in text)
+
+
+def _str(value: str) -> Any:
+    # A lone surrogate (from os.fsdecode, say) has no UTF-8 of its own.
+    if _is_unicode(value):
+        return value
+    return {TAG: "str", "v": value.encode("utf-8", "surrogatepass").hex()}
+
+
+def _timezone(value: timezone) -> Any:
+    arguments = value.__getinitargs__()  # type: ignore[attr-defined]
+    offset, name = (*arguments, None)[:2]
+    return {TAG: "timezone", "v": [[offset.days, offset.seconds, offset.microseconds], name]}
+
+
+def _zone(value: ZoneInfo) -> Any:
+    return {TAG: "zoneinfo", "v": value.key}
+
+
+def _dtype(dtype: "np.dtype[Any]") -> Any:
+    return dtype.str if dtype.names is None else [list(field) for field in dtype.descr]
+
+
+def _hashable(value: Any) -> bool:
+    return isinstance(value, type) or value is None
+
+
+def _tag(kind: str, payload: Callable[[Any], Any]) -> Callable[[Any], Any]:
+    return lambda value: {TAG: kind, "v": payload(value)}
+
+
+def _b64(value: bytes) -> str:
+    return base64.b64encode(value).decode()
+
+
+def _generator(value: torch.Generator) -> list[str]:
+    return [str(value.device), _b64(value.get_state().numpy().tobytes())]
+
+
+def _random(value: random.Random) -> Any:
+    version, words, gauss = value.getstate()
+    packed = struct.pack(f"<{len(words)}I", *words)
+    return {TAG: "random", "v": [version, _b64(packed), gauss]}
+
+
+_PATHS = (PosixPath, WindowsPath, PurePosixPath, PureWindowsPath, Path)
+_LEAVES: dict[type, Callable[[Any], Any]] = {
+    str: _str,
+    int: _int,
+    float: _float,
+    complex: _complex,
+    bytes: _tag("bytes", _b64),
+    bytearray: _tag("bytearray", _b64),
+    ZoneInfo: _zone,
+    date: _tag("date", date.isoformat),
+    timedelta: _tag("timedelta", lambda v: [v.days, v.seconds, v.microseconds]),
+    timezone: _timezone,
+    Decimal: _tag("decimal", str),
+    Fraction: _tag("fraction", lambda v: [hex(v.numerator), hex(v.denominator)]),
+    UUID: _tag("uuid", lambda v: v.hex),
+    type(...): _tag("ellipsis", lambda _: None),
+    torch.dtype: _tag("dtype", lambda v: str(v).removeprefix("torch.")),
+    torch.device: _tag("device", str),
+    torch.layout: _tag("layout", lambda v: str(v).removeprefix("torch.")),
+    torch.memory_format: _tag("memory_format", lambda v: str(v).removeprefix("torch.")),
+    torch.Generator: _tag("generator", _generator),
+    random.Random: _random,
+    **{p: _tag("path", lambda v: [type(v).__name__, str(v)]) for p in _PATHS},
+}
+_CONTAINERS: dict[type, Callable[[ValueEncoder, Any, str, int, bool], Any]] = {
+    list: ValueEncoder._list,
+    tuple: ValueEncoder._tuple,
+    torch.Size: ValueEncoder._tuple,
+    set: ValueEncoder._set,
+    frozenset: ValueEncoder._set,
+    dict: ValueEncoder._dict,
+    OrderedDict: ValueEncoder._mapping,
+    Counter: ValueEncoder._mapping,
+    defaultdict: ValueEncoder._mapping,
+    deque: ValueEncoder._deque,
+    range: ValueEncoder._parts,
+    slice: ValueEncoder._parts,
+    datetime: ValueEncoder._moment,
+    time: ValueEncoder._moment,
+    argparse.Namespace: ValueEncoder._namespace,
+    types.SimpleNamespace: ValueEncoder._namespace,
+}

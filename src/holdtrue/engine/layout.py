@@ -1,0 +1,117 @@
+"""Which tensor goes into which file, and where: decided before a byte is written."""
+
+import json
+from collections.abc import Mapping
+from typing import Any, Protocol
+
+import xxhash
+from msgspec import Struct
+
+from holdtrue.formats.safetensors import build_header
+from holdtrue.limits import limits
+from holdtrue.records.manifest import FileRecord, TensorRecord
+
+# What Hugging Face's loaders look for before they read a file.
+_METADATA = {"format": "pt"}
+
+
+class Stored(Protocol):
+    """What the layout has to know of a tensor; see `capture.tensors.Source`."""
+
+    @property
+    def code(self) -> str: ...
+    @property
+    def shape(self) -> tuple[int, ...]: ...
+    @property
+    def nbytes(self) -> int: ...
+
+
+class Placement(Struct, frozen=True):
+    key: str  # tensor key
+    name: str  # within the file
+    offset: int  # first byte, from the start of the file
+    nbytes: int
+
+
+class PlannedFile(Struct, frozen=True):
+    name: str
+    head: bytes  # all bytes before the data; the whole content of an index
+    nbytes: int
+    placements: tuple[Placement, ...]
+
+    @property
+    def record(self) -> FileRecord:
+        digest = xxhash.xxh3_128_hexdigest(self.head)
+        return FileRecord(nbytes=self.nbytes, header=len(self.head), header_digest=digest)
+
+
+def lay_out(records: Mapping[str, TensorRecord], stored: Mapping[str, Stored]) -> list[PlannedFile]:
+    """One file a part, several above the shard size; what a state_dict leaves out stands apart.
+
+    Within a file, larger elements come first, so that every tensor is aligned to its own size.
+    """
+    groups: dict[str, list[str]] = {}
+    for key in stored:
+        part = key.partition("/")[0]
+        stem = part if records[key].persistent else f"{part}-nonpersistent"
+        groups.setdefault(stem, []).append(key)
+    files: list[PlannedFile] = []
+    for stem, keys in groups.items():
+        files += _plan_stem(stem, keys, stored)
+    return files
+
+
+def _plan_stem(stem: str, keys: list[str], stored: Mapping[str, Stored]) -> list[PlannedFile]:
+    shards = _split(keys, stored)
+    if len(shards) == 1:
+        return [_plan_file(f"{stem}.safetensors", shards[0], stored)]
+    total = len(shards)
+    names = [f"{stem}-{i + 1:05d}-of-{total:05d}.safetensors" for i in range(total)]
+    files = [_plan_file(n, shard, stored) for n, shard in zip(names, shards, strict=True)]
+    return [*files, _index(f"{stem}.safetensors.index.json", files)]
+
+
+def _split(keys: list[str], stored: Mapping[str, Stored]) -> list[list[str]]:
+    shards: list[list[str]] = [[]]
+    filled = 0
+    for key in keys:
+        nbytes = stored[key].nbytes
+        if shards[-1] and filled + nbytes > limits().shard_bytes:
+            shards.append([])
+            filled = 0
+        shards[-1].append(key)
+        filled += nbytes
+    return shards
+
+
+def _plan_file(name: str, keys: list[str], stored: Mapping[str, Stored]) -> PlannedFile:
+    def alignment(key: str) -> int:
+        source = stored[key]
+        count = 1
+        for size in source.shape:
+            count *= size
+        return -(source.nbytes // count if count else 0)
+
+    ordered = sorted(keys, key=alignment)
+    rows = [
+        (key.partition("/")[2], stored[key].code, stored[key].shape, stored[key].nbytes)
+        for key in ordered
+    ]
+    head, entries = build_header(rows, _METADATA)
+    placements = tuple(
+        Placement(key, entry.name, len(head) + entry.begin, entry.end - entry.begin)
+        for key, entry in zip(ordered, entries.values(), strict=True)
+    )
+    size = len(head) + sum(p.nbytes for p in placements)
+    return PlannedFile(name, head, size, placements)
+
+
+def _index(name: str, files: list[PlannedFile]) -> PlannedFile:
+    """The index of Hugging Face's shards: which tensor is in which file."""
+    total = sum(p.nbytes for f in files for p in f.placements)
+    body: dict[str, Any] = {
+        "metadata": {"total_size": total},
+        "weight_map": {p.name: f.name for f in files for p in f.placements},
+    }
+    text = json.dumps(body, indent=2, ensure_ascii=False).encode() + b"\n"
+    return PlannedFile(name, text, len(text), ())

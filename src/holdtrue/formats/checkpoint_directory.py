@@ -1,0 +1,248 @@
+"""holdtrue's own checkpoint: a directory with a manifest and plain safetensors files."""
+
+import errno
+import os
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import xxhash
+
+from holdtrue.errors import DamageError, HoldtrueError, OpenError, fail
+from holdtrue.findings import Finding, report
+from holdtrue.formats.safetensors import Header, parse_header
+from holdtrue.formats.view import LazyTensor, Piece, Quantizer, Storage, View
+from holdtrue.limits import limits
+from holdtrue.records.dtypes import DTYPES, contiguous_stride, product
+from holdtrue.records.manifest import NAME, Chunk, Manifest, TensorRecord, decode_manifest
+from holdtrue.records.values import Decoding, NodeError, decode
+
+
+def read_manifest(directory: Path) -> Manifest:
+    """The checked manifest of a checkpoint directory. Raises OpenError or DamageError."""
+    path = directory / NAME
+    try:
+        if path.stat().st_size > limits().manifest_bytes:
+            raise _damaged(str(path), f"it has {path.stat().st_size:,} bytes")
+        raw = path.read_bytes()
+    except OSError as error:
+        raise unreadable(path, error) from None
+    return decode_manifest(raw, str(path))
+
+
+def read(path: str) -> View:
+    """The checkpoint as a View. Reads the manifest and the headers, no tensor."""
+    directory = Path(path)
+    return to_view(directory, read_manifest(directory))
+
+
+def to_view(directory: Path, manifest: Manifest) -> View:
+    """Checks every file's presence, size and header, then describes the tensors.
+
+    Raises DamageError with one finding a damaged file.
+    """
+    headers, findings = _check_files(directory, manifest)
+    if findings:
+        raise DamageError(report(str(directory), findings))
+    tensors: dict[str, LazyTensor] = {}
+    for key, record in manifest.tensors.items():
+        tensors[key] = _lazy(key, record, directory, manifest, headers)
+    about: dict[str, Any] = {
+        "format_version": manifest.version,
+        "created": manifest.created,
+        "step": manifest.step,
+        "environment": msgspec.to_builtins(manifest.environment),
+    }
+    tree = {name: _tree(name, part.state, tensors) for name, part in manifest.parts.items()}
+    return View(path=str(directory), format="holdtrue", about=about, tree=tree, tensors=tensors)
+
+
+def _tree(name: str, node: Any, tensors: dict[str, LazyTensor]) -> Any:
+    try:
+        return decode(node, Decoding(tensor=tensors.__getitem__), path=name)
+    except NodeError as error:
+        raise _damaged(name, str(error)) from None
+
+
+def _check_files(directory: Path, manifest: Manifest) -> tuple[dict[str, Header], list[Finding]]:
+    headers: dict[str, Header] = {}
+    findings: list[Finding] = []
+    for name, expected in manifest.files.items():
+        path = directory / name
+        try:
+            size = os.lstat(path).st_size
+            if not path.is_file() or path.is_symlink():
+                findings.append(_not_a_file(path))
+                continue
+            if size != expected.nbytes:
+                findings.append(_wrong_size(path, size, expected.nbytes))
+                continue
+            with path.open("rb") as file:
+                head = file.read(min(expected.header, size))
+        except OSError as error:
+            findings += unreadable(path, error).report.findings
+            continue
+        if xxhash.xxh3_128_hexdigest(head) != expected.header_digest:
+            findings.append(_flipped(path, "its header"))
+        elif name.endswith(".safetensors"):
+            headers[name] = parse_header(head, size, str(path))
+    return headers, findings
+
+
+def _lazy(
+    key: str,
+    record: TensorRecord,
+    directory: Path,
+    manifest: Manifest,
+    headers: dict[str, Header],
+) -> LazyTensor:
+    stride = record.stride or contiguous_stride(record.shape)
+    pieces = tuple(_piece(key, record, c, directory, headers) for c in record.chunks)
+    parts = {
+        role: _lazy(k, manifest.tensors[k], directory, manifest, headers)
+        for role, k in record.components.items()
+    }
+    quantizer = record.quantizer and Quantizer(**msgspec.structs.asdict(record.quantizer))
+    layout: Any = record.layout
+    return LazyTensor(
+        dtype=record.dtype,
+        shape=record.shape,
+        stride=stride,
+        pieces=pieces,
+        layout=layout,
+        device=record.device,
+        requires_grad=record.requires_grad,
+        parameter=record.parameter,
+        components=parts,
+        quantizer=quantizer,
+        numpy=record.numpy,
+        class_name=record.class_name,
+        state=record.state,
+    )
+
+
+def _piece(
+    key: str, record: TensorRecord, chunk: Chunk, directory: Path, headers: dict[str, Header]
+) -> Piece:
+    header = headers.get(chunk.file)
+    entry = header.entries.get(chunk.name) if header else None
+    if header is None or entry is None:
+        raise _damaged(key, f"{chunk.file} has no tensor {chunk.name[:80]!r}")
+    shape = record.shape if chunk.shape is None else chunk.shape
+    nbytes = entry.end - entry.begin
+    if nbytes != _stored_bytes(record, shape):
+        raise _damaged(key, f"{record.dtype} {list(shape)} does not take {nbytes:,} bytes")
+    storage = Storage(
+        key=f"{chunk.file}/{chunk.name}",
+        file=str(directory / chunk.file),
+        offset=header.length + entry.begin,
+        nbytes=nbytes,
+        digest=chunk.digest,
+    )
+    start = (0,) * len(shape) if chunk.start is None else chunk.start
+    return Piece(
+        start=start, shape=shape, storage=storage, offset=0, stride=contiguous_stride(shape)
+    )
+
+
+def _stored_bytes(record: TensorRecord, shape: tuple[int, ...]) -> int:
+    count = product(shape)
+    if record.numpy is not None and DTYPES[record.dtype].numpy != record.numpy:
+        return count * numpy_itemsize(record.numpy)
+    if record.dtype in ("quint4x2", "quint2x4"):
+        per_byte = 2 if record.dtype == "quint4x2" else 4
+        return -(-count // per_byte)
+    return count * DTYPES[record.dtype].itemsize
+
+
+def numpy_itemsize(name: str) -> int:
+    """Bytes of one element of a NumPy dtype string such as "<M8[s]"."""
+    import numpy as np
+
+    try:
+        return np.dtype(name).itemsize
+    except TypeError:
+        raise _damaged(name, "it is no NumPy dtype") from None
+
+
+def unreadable(path: Path, error: OSError) -> HoldtrueError:
+    """The error for a file that the operating system does not give us."""
+    if error.errno in (errno.ENOENT, errno.ENOTDIR):
+        return fail(
+            DamageError,
+            str(path),
+            Finding(
+                code="file-missing",
+                severity="error",
+                where=str(path),
+                what="a file of the checkpoint is not there",
+                why="the manifest lists it; it was deleted, or not copied along",
+                fix="copy the whole directory again, or use another checkpoint",
+            ),
+        )
+    denied = error.errno in (errno.EACCES, errno.EPERM)
+    return fail(
+        OpenError,
+        str(path),
+        Finding(
+            code="permission-denied" if denied else "read-failed",
+            severity="error",
+            where=str(path),
+            what="it may not be read" if denied else "it cannot be read",
+            why=f"the system says: {error.strerror or error}",
+            fix=f"chmod -R u+rX {path.parent}" if denied else "check the disk, then try again",
+        ),
+    )
+
+
+def _wrong_size(path: Path, size: int, expected: int) -> Finding:
+    shorter = size < expected
+    return Finding(
+        code="file-truncated" if shorter else "file-longer",
+        severity="error",
+        where=str(path),
+        what=f"{abs(expected - size):,} bytes {'are missing' if shorter else 'too many'}",
+        why="the copy stopped early, or the disk was full"
+        if shorter
+        else "something was appended, or another file was written over it",
+        fix="copy the file again, or use another checkpoint",
+        saved=f"{expected:,} bytes",
+        expected=f"{size:,} bytes",
+    )
+
+
+def _flipped(path: Path, what: str) -> Finding:
+    return Finding(
+        code="digest-mismatch",
+        severity="error",
+        where=str(path),
+        what=f"{what} is not what was written",
+        why="its xxh3-128 digest differs: bytes were changed on disk or on the way",
+        fix="copy the file again, or use another checkpoint",
+    )
+
+
+def _not_a_file(path: Path) -> Finding:
+    return Finding(
+        code="not-a-file",
+        severity="error",
+        where=str(path),
+        what="a link or directory stands where a file of the checkpoint should be",
+        why="holdtrue reads plain files inside the directory only: a link could lead anywhere",
+        fix="copy the directory with its links resolved, e.g. cp -rL",
+    )
+
+
+def _damaged(where: str, why: str) -> DamageError:
+    return fail(
+        DamageError,
+        where,
+        Finding(
+            code="manifest-damaged",
+            severity="error",
+            where=where,
+            what="the manifest contradicts itself or its files",
+            why=why,
+            fix="use another checkpoint",
+        ),
+    )

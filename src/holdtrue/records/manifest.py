@@ -1,0 +1,208 @@
+"""The manifest: everything about a checkpoint beside its tensors' bytes.
+
+The file is one JSON object whose last member is the digest of all bytes before it, so that a flip
+anywhere in the manifest is seen. `docs/format.md` is the specification.
+"""
+
+import re
+from typing import Any
+
+import msgspec
+import xxhash
+from msgspec import Struct, field
+
+from holdtrue.errors import DamageError, HoldtrueError, OpenError, fail
+from holdtrue.findings import Finding
+from holdtrue.limits import limits
+from holdtrue.records.dtypes import DTYPES
+
+FORMAT = "holdtrue"
+VERSION = 1
+NAME = "manifest.json"
+
+_TAIL = re.compile(rb',"xxh3_128":"([0-9a-f]{32})"}\n\Z')
+_HEAD = re.compile(rb'\A\{"format":"([^"\\]{1,40})","version":([0-9]{1,9})[,}]')
+_FILE_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,199}\Z")
+
+
+class Chunk(Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """Where a box of a tensor is stored: a tensor called `name` in a safetensors file.
+
+    `start` is absent when the chunk is the whole tensor. `digest` is xxh3-128 of its bytes.
+    """
+
+    file: str
+    name: str
+    digest: str
+    start: tuple[int, ...] | None = None
+    shape: tuple[int, ...] | None = None
+
+
+class QuantizerRecord(Struct, frozen=True, kw_only=True, omit_defaults=True):
+    scheme: str
+    scale: float | None = None
+    zero_point: int | None = None
+    axis: int | None = None
+
+
+class TensorRecord(Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """A tensor's logical description. Strided tensors have chunks, the others components."""
+
+    dtype: str
+    shape: tuple[int, ...]
+    stride: tuple[int, ...] | None = None  # in elements; absent when C-contiguous
+    layout: str = "strided"
+    device: str = "cpu"
+    requires_grad: bool = False
+    parameter: bool = False
+    persistent: bool = True  # False: a buffer that state_dict() leaves out
+    chunks: tuple[Chunk, ...] = ()
+    components: dict[str, str] = field(default_factory=dict)  # role → tensor key
+    quantizer: QuantizerRecord | None = None
+    numpy: str | None = None  # NumPy dtype string, for arrays
+    class_name: str | None = None  # of a tensor subclass
+    state: Any = None  # of a tensor subclass: attributes, as a value node
+    coalesced: bool = False  # sparse COO
+    overlap: tuple[int, int] | None = None  # (group, first element): shares memory with others
+
+
+class FileRecord(Struct, frozen=True, kw_only=True):
+    """One data file: its exact size, and the digest of its safetensors header."""
+
+    nbytes: int
+    header: int  # bytes before the data
+    header_digest: str  # xxh3-128 of those
+
+
+class Part(Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """A named piece of the state. `state` is a value node; see `records/values.py`."""
+
+    kind: str  # module · optimizer · stateful · value · rng
+    class_name: str | None = None
+    state: Any = None
+
+
+class Environment(Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """What wrote the checkpoint, as far as loading or exact resuming may depend on it."""
+
+    holdtrue: str = ""
+    python: str = ""
+    torch: str | None = None
+    numpy: str | None = None
+    platform: str = ""
+    threads: int | None = None
+    accelerators: tuple[str, ...] = ()
+
+
+class Manifest(Struct, frozen=True, kw_only=True):
+    """Fields that a reader does not know are ignored, so a format version may gain some."""
+
+    format: str = FORMAT
+    version: int = VERSION
+    created: str  # UTC, ISO 8601
+    environment: Environment
+    parts: dict[str, Part]
+    tensors: dict[str, TensorRecord]
+    files: dict[str, FileRecord]
+    step: int | None = None
+    metrics: Any = None  # a value node: str → number
+
+
+def encode_manifest(manifest: Manifest) -> bytes:
+    """The bytes of manifest.json, sealed with their own digest."""
+    body = msgspec.json.encode(manifest)[:-1]
+    return body + b',"xxh3_128":"' + xxhash.xxh3_128_hexdigest(body).encode() + b'"}\n'
+
+
+def decode_manifest(raw: bytes, where: str) -> Manifest:
+    """The checked manifest. Raises OpenError for a newer version, else DamageError."""
+    if len(raw) > limits().manifest_bytes:
+        raise _damaged(where, f"it has {len(raw):,} bytes; {limits().manifest_bytes:,} are allowed")
+    tail = _TAIL.search(raw)
+    intact = tail is not None and xxhash.xxh3_128_hexdigest(raw[: tail.start()]) == tail[1].decode()
+    head = _HEAD.match(raw)
+    # Only a manifest that proves whole is believed when it says that it is newer: a flipped digit
+    # must not send anyone to upgrade.
+    if intact and head and head[1] == FORMAT.encode() and int(head[2]) > VERSION:
+        raise _newer(where, int(head[2]))
+    if not intact:
+        raise _damaged(where, "its own digest does not match its bytes")
+    try:
+        manifest = msgspec.json.decode(raw, type=Manifest)
+    except (msgspec.MsgspecError, RecursionError, UnicodeError) as error:
+        raise _damaged(where, f"it does not follow the format: {error}") from None
+    if manifest.format != FORMAT or not 1 <= manifest.version <= VERSION:
+        raise _damaged(where, f"it says format {manifest.format!r}, version {manifest.version}")
+    _check(manifest, where)
+    return manifest
+
+
+def _check(manifest: Manifest, where: str) -> None:
+    """References resolve, names stay inside the directory, counts are within budget."""
+    if len(manifest.tensors) > limits().entries:
+        raise _damaged(where, f"it lists {len(manifest.tensors):,} tensors")
+    for name in manifest.files:
+        if not is_file_name(name):
+            raise _damaged(where, f"it names the file {name[:80]!r}, which is not a plain name")
+    for key, tensor in manifest.tensors.items():
+        problem = _tensor_problem(tensor, manifest)
+        if problem:
+            raise _damaged(where, f"tensor {key[:200]!r} {problem}")
+
+
+def _tensor_problem(tensor: TensorRecord, manifest: Manifest) -> str | None:
+    if tensor.numpy is None and tensor.dtype not in DTYPES:
+        return f"has the unknown dtype {tensor.dtype[:40]!r}"
+    if len(tensor.shape) > limits().dimensions:
+        return f"has {len(tensor.shape)} dimensions"
+    if any(not 0 <= size < 1 << 63 for size in tensor.shape):
+        return "has a size that is not one"
+    if tensor.stride is not None and len(tensor.stride) != len(tensor.shape):
+        return "has a stride that does not fit its shape"
+    for chunk in tensor.chunks:
+        if chunk.file not in manifest.files:
+            return f"is stored in {chunk.file[:80]!r}, which is not listed"
+    for key in tensor.components.values():
+        part = manifest.tensors.get(key)
+        # Components are one level deep (a subclass may hold one more): cycles end here.
+        if part is None or (part.components and tensor.layout != "subclass"):
+            return f"has the component {key[:80]!r}, which is not a plain tensor here"
+    return None
+
+
+def is_file_name(name: str) -> bool:
+    """True for a name that is one plain path component on every system."""
+    return bool(_FILE_NAME.match(name)) and not name.endswith(".")
+
+
+def _damaged(where: str, why: str) -> HoldtrueError:
+    return fail(
+        DamageError,
+        where,
+        Finding(
+            code="manifest-damaged",
+            severity="error",
+            where=where,
+            what="the manifest is not the one that was written",
+            why=why,
+            fix="use another checkpoint; the .safetensors files beside it may still be whole: "
+            "safetensors reads them on their own",
+        ),
+    )
+
+
+def _newer(where: str, version: int) -> HoldtrueError:
+    return fail(
+        OpenError,
+        where,
+        Finding(
+            code="format-newer",
+            severity="error",
+            where=where,
+            what=f"written in format version {version}; this holdtrue reads up to {VERSION}",
+            why="a later holdtrue wrote it, and reading it by older rules could misread it",
+            fix="pip install --upgrade holdtrue",
+            saved=str(version),
+            expected=str(VERSION),
+        ),
+    )
