@@ -31,6 +31,7 @@ class Records:
         self.root = root
         self.findings: list[Finding] = []
         self.big_endian = False
+        self.prefix = ""
         self._entries: dict[str, Entry] = {}
         for entry in archive.entries:
             self._entries.setdefault(entry.name, entry)
@@ -68,7 +69,7 @@ class Records:
         return storage_tensor(found, storage)
 
     def _storage(self, found: StorageId, name: str) -> Storage:
-        entry = self.entry(name)
+        entry, key = self.entry(name), self.prefix + name
         if entry is None:
             if found.numel and not found.location.startswith("meta"):
                 self.findings.append(
@@ -76,7 +77,7 @@ class Records:
                             "the bytes of a tensor are not in the file",
                             f"{found.nbytes:,} bytes of {found.dtype}")
                 )  # fmt: skip
-            return Storage(key=name, file=self.archive.path, offset=0, nbytes=0)
+            return Storage(key=key, file=self.archive.path, offset=0, nbytes=0)
         if entry.nbytes != found.nbytes:
             self.findings.append(
                 finding("storage-size-mismatch", "error", self.where(name),
@@ -85,9 +86,9 @@ class Records:
                         f"the record has {entry.nbytes:,}")
             )  # fmt: skip
         if not self.big_endian:
-            return storage_of(self.archive, entry, name)
+            return storage_of(self.archive, entry, key)
         unit = swap_unit(found.dtype)
-        return storage_of(self.archive, entry, name, big_endian=True, itemsize=unit)
+        return storage_of(self.archive, entry, key, big_endian=True, itemsize=unit)
 
 
 def read(path: str) -> View:
@@ -95,9 +96,13 @@ def read(path: str) -> View:
     return read_archive(read_directory(path))
 
 
-def read_archive(archive: Archive, *, salvage: bool = False) -> View:
-    """The checkpoint in an archive whose entries are known."""
+def read_archive(archive: Archive, *, salvage: bool = False, prefix: str = "") -> View:
+    """The checkpoint in an archive whose entries are known.
+
+    `prefix` keeps the storage keys of several archives apart.
+    """
     records = open_records(archive, "data.pkl")
+    records.prefix = prefix
     about = describe_records(records)
     walked = walk_record(records, "data.pkl", "data/", salvage=salvage)
     about |= {"protocol": walked.protocol, "would_run": list(walked.would_run)}

@@ -10,6 +10,7 @@ import zlib
 from typing import BinaryIO
 
 from msgspec import Struct
+from msgspec.structs import replace
 
 from holdtrue.errors import DamageError, OpenError, fail
 from holdtrue.findings import Finding
@@ -61,20 +62,45 @@ class Archive(Struct, frozen=True, kw_only=True):
         return next((entry for entry in self.entries if entry.name == name), None)
 
 
-def read_directory(path: str) -> Archive:
-    """Entries by the central directory. Raises DamageError where there is none to be found."""
-    with open(path, "rb") as file:  # noqa: PTH123 - a plain handle is passed on
-        size = file.seek(0, 2)
-        start, length, count, shift = _locate_directory(file, size, path)
+def read_directory(path: str, start: int = 0, end: int | None = None) -> Archive:
+    """Entries by the central directory. Raises DamageError where there is none to be found.
+
+    `start` and `end` bound an archive that lies within a larger file.
+    """
+    with open(path, "rb") as whole:  # noqa: PTH123 - a plain handle is passed on
+        file = _Window(whole, start, end)
+        size = file.size
+        begin, length, count, shift = _locate_directory(file, size, path)
         if count > limits().entries:
             raise over_budget(path, "entries", limits().entries, "records in an archive")
         if length > limits().header_bytes + 1024 * count:
             raise over_budget(path, "header_bytes", limits().header_bytes, "bytes of directory")
-        file.seek(start)
+        file.seek(begin)
         entries, findings = _read_central(file.read(length), count, shift, path)
         checked = _check_local(file, entries, size, path, findings)
-    findings += _check_overlaps(checked, start, path) + check_names(checked, path)
+    findings += _check_overlaps(checked, begin, path) + check_names(checked, path)
+    if start:
+        checked = [
+            replace(e, offset=e.offset + start, header_offset=e.header_offset + start)
+            for e in checked
+        ]
     return Archive(path=path, entries=tuple(checked), findings=tuple(findings))
+
+
+class _Window:
+    """Bytes `start` to `end` of a file as a file of its own."""
+
+    def __init__(self, file: BinaryIO, start: int, end: int | None) -> None:
+        whole = file.seek(0, 2)
+        self._file, self._start = file, min(start, whole)
+        self._end = whole if end is None else max(self._start, min(end, whole))
+        self.size = self._end - self._start
+
+    def seek(self, offset: int) -> None:
+        self._file.seek(self._start + offset)
+
+    def read(self, count: int) -> bytes:
+        return self._file.read(min(count, max(0, self._end - self._file.tell())))
 
 
 def read_entry(archive: Archive, entry: Entry, budget: int) -> bytes:
@@ -135,7 +161,7 @@ def storage_of(archive: Archive, entry: Entry, key: str, **more: object) -> Stor
     )
 
 
-def _locate_directory(file: BinaryIO, size: int, path: str) -> tuple[int, int, int, int]:
+def _locate_directory(file: _Window, size: int, path: str) -> tuple[int, int, int, int]:
     """(start, length, entries, bytes in front of the archive) of the central directory."""
     tail_size = min(size, _END.size + 0xFFFF + 20 + 4096)
     file.seek(size - tail_size)
@@ -233,7 +259,7 @@ def _decode(name: bytes, flags: int) -> str:
 
 
 def _check_local(
-    file: BinaryIO, entries: list[Entry], size: int, path: str, findings: list[Finding]
+    file: _Window, entries: list[Entry], size: int, path: str, findings: list[Finding]
 ) -> list[Entry]:
     """The same entries with their data offsets, each local header compared with the directory."""
     checked: list[Entry] = []
@@ -295,7 +321,7 @@ def _check_sizes(entry: Entry, where: str) -> list[Finding]:
 
 
 def read_local(
-    file: BinaryIO, offset: int, size: int
+    file: BinaryIO | _Window, offset: int, size: int
 ) -> tuple[str, int, int, int, int, int, int] | None:
     """(name, flags, method, crc, stored, nbytes, data offset) of a local header."""
     if offset < 0 or offset + _LOCAL.size > size:
