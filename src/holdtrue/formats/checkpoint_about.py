@@ -2,6 +2,7 @@
 
 from typing import Any
 
+from holdtrue.formats.module_tree import is_module
 from holdtrue.formats.tree_walk import name_of
 from holdtrue.formats.view import LazyTensor
 from holdtrue.records.inert import NamedReference, Record
@@ -37,16 +38,6 @@ def kind_of(tree: Any) -> str:
     if set(tree) == {"state", "param_groups"}:
         return "optimizer"
     return "checkpoint"
-
-
-def is_module(value: Any) -> bool:
-    """Whether a record is a pickled torch.nn.Module."""
-    return (
-        isinstance(value, Record)
-        and isinstance(value.state, dict)
-        and "_parameters" in value.state
-        and "_modules" in value.state
-    )
 
 
 def _lightning(tree: dict[Any, Any]) -> dict[str, Any]:

@@ -16,7 +16,7 @@ from holdtrue.formats.chunks import assemble
 from holdtrue.formats.dcp_metadata import Item, Part, read_metadata
 from holdtrue.formats.detect import is_safetensors
 from holdtrue.formats.pickle_operations import Operation
-from holdtrue.formats.source import is_plain_name, read_bytes, refuse
+from holdtrue.formats.source import inspect_path, is_plain_name, read_bytes, refuse
 from holdtrue.formats.tree_walk import tensors_by_path
 from holdtrue.formats.view import LazyTensor, View
 from holdtrue.formats.zip_archive import read_directory
@@ -117,7 +117,10 @@ def _load(reading: _Reading, name: str, part: Part) -> Any:
         tensors = _safetensors(reading, path, part.file)
         if tensors is not None and name in tensors:
             return tensors[name]
-    archive = read_directory(path, part.offset, part.offset + part.length)
+    present = inspect_path(path).st_size
+    if part.offset + part.length > present:
+        raise _shard_short(path, part, present)
+    archive = read_directory(path, (part.offset, part.length))
     view = torch_zip.read_archive(archive, prefix=f"{part.file}@{part.offset}:")
     reading.findings += view.findings
     _add_operations(reading, view.about["would_run"])
@@ -192,6 +195,21 @@ def _losses(reading: _Reading) -> list[Finding]:
             )
         )
     return found
+
+
+def _shard_short(path: str, part: Part, present: int) -> DamageError:
+    return fail(
+        DamageError,
+        path,
+        Finding(
+            code="bytes-missing",
+            severity="error",
+            where=path,
+            what="a shard is shorter than .metadata says",
+            why=f"{part.offset + part.length:,} bytes are needed, {present:,} are present",
+            fix=f"copy {part.file} again from where the checkpoint was saved",
+        ),
+    )
 
 
 def _bad_item(path: str, name: str, why: str) -> Finding:

@@ -7,7 +7,7 @@ bytes are read like any other legacy file, one level deep.
 from typing import Any
 
 from holdtrue.errors import HoldtrueError
-from holdtrue.formats.pickle_context import BadArguments, Context
+from holdtrue.formats.pickle_context import ArgumentsError, Context
 from holdtrue.formats.pickle_source import PickleSource, from_file
 from holdtrue.formats.torch_legacy import read_stream
 from holdtrue.formats.view import LazyTensor, Storage
@@ -21,9 +21,7 @@ def read_nested(blob: Any, context: Context) -> Any:
         span = blob.pieces[0].storage
 
         def open_source(start: int) -> PickleSource:
-            return from_file(
-                span.file, where, span.offset + start, span.offset + span.nbytes
-            )
+            return from_file(span.file, where, span.offset + start, span.offset + span.nbytes)
 
         def make(key: str, offset: int, nbytes: int) -> Storage:
             return Storage(key=f"{prefix}/{key}", file=span.file, offset=offset, nbytes=nbytes)
@@ -44,11 +42,11 @@ def read_nested(blob: Any, context: Context) -> Any:
             )
 
     else:
-        raise BadArguments("a torch file that is no byte string")
+        raise ArgumentsError("a torch file that is no byte string")
     try:
         stream = read_stream(open_source, make, where)
     except HoldtrueError as error:
         context.adopt(error.report.findings, ())
-        raise BadArguments("a torch file that cannot be read") from None
+        raise ArgumentsError("a torch file that cannot be read") from None
     context.adopt((*stream.walked.findings, *stream.findings), stream.walked.would_run)
     return stream.walked.value

@@ -9,9 +9,12 @@ from holdtrue.formats import (
     hf_index,
     numpy_files,
     plain_pickle,
+    pt2,
     safetensors_file,
     torch_legacy,
+    torch_tar,
     torch_zip,
+    torchscript,
 )
 from holdtrue.formats.detect import Kind, detect
 from holdtrue.formats.source import refuse
@@ -20,7 +23,10 @@ from holdtrue.formats.view import View
 READERS: dict[Kind, Callable[[str], View]] = {
     "holdtrue": checkpoint_directory.read,
     "torch-zip": torch_zip.read,
+    "torchscript": torchscript.read,
+    "pt2": pt2.read,
     "torch-legacy": torch_legacy.read,
+    "torch-tar": torch_tar.read,
     "pickle": plain_pickle.read,
     "safetensors": safetensors_file.read,
     "hf-index": hf_index.read,

@@ -11,7 +11,7 @@ from typing import Any
 
 from holdtrue.formats import pickle_numpy, pickle_tensors
 from holdtrue.formats.pickle_containers import elements, put
-from holdtrue.formats.pickle_context import BadArguments, Context
+from holdtrue.formats.pickle_context import ArgumentsError, Context
 from holdtrue.formats.view import LazyTensor
 from holdtrue.records.dtypes import DTYPES
 from holdtrue.records.inert import InertKey, NamedReference, Record
@@ -62,22 +62,22 @@ _INERT_CLASSES = frozenset({
 })  # fmt: skip
 
 
-def _ordered(context: Context, args: tuple[Any, ...]) -> OrderedDict[Any, Any]:
+def _ordered(context: Context, args: tuple[Any, ...]) -> Any:
     return _filled(context, OrderedDict(), args)
 
 
 def _filled(context: Context, target: Any, args: tuple[Any, ...]) -> Any:
     """A dict from nothing, a mapping, or pairs (Python 2 wrote OrderedDict with its items)."""
     if len(args) > 1:
-        raise BadArguments("a dict from several arguments")
+        raise ArgumentsError("a dict from several arguments")
     source = args[0] if args else ()
     pairs = source.items() if isinstance(source, dict) else source
     if not isinstance(source, (dict, list, tuple)):
-        raise BadArguments("a dict from something that holds no pairs")
+        raise ArgumentsError("a dict from something that holds no pairs")
     context.spend_nodes(len(pairs))
     for pair in pairs:
         if not isinstance(pair, (list, tuple)) or len(pair) != 2:
-            raise BadArguments("a dict from something that is no pair")
+            raise ArgumentsError("a dict from something that is no pair")
         key = pair[0].value if isinstance(pair[0], InertKey) else pair[0]
         put(target, key, pair[1])
     return target
@@ -90,7 +90,7 @@ def _defaultdict(context: Context, args: tuple[Any, ...]) -> Any:
     if isinstance(factory, NamedReference) and factory.name in _FACTORIES:
         return _filled(context, defaultdict(_FACTORIES[factory.name]), args[1:])
     if len(args) > 2:
-        raise BadArguments("a defaultdict with other arguments")
+        raise ArgumentsError("a defaultdict with other arguments")
     items = list(_filled(context, {}, args[1:]).items())
     return Record(class_name="collections.defaultdict", args=args[:1], items=items or None)
 
@@ -102,10 +102,10 @@ def _counter(context: Context, args: tuple[Any, ...]) -> Any:
 def _sequence(context: Context, args: tuple[Any, ...]) -> list[Any]:
     """The one argument of set(), list() and their kin, as a list of its own."""
     if len(args) > 1:
-        raise BadArguments("a collection from several arguments")
+        raise ArgumentsError("a collection from several arguments")
     source = args[0] if args else ()
     if not isinstance(source, (list, tuple, set, frozenset, dict, deque, str)):
-        raise BadArguments("a collection from something that is none")
+        raise ArgumentsError("a collection from something that is none")
     context.spend_nodes(len(source))
     return [item.value if isinstance(item, InertKey) else item for item in source]
 
@@ -121,7 +121,7 @@ def _frozenset(context: Context, args: tuple[Any, ...]) -> frozenset[Any]:
 def _deque(context: Context, args: tuple[Any, ...]) -> deque[Any]:
     limit = args[1] if len(args) > 1 else None
     if limit is not None and (type(limit) is not int or not 0 <= limit < 1 << 62):
-        raise BadArguments("a deque of no possible length")
+        raise ArgumentsError("a deque of no possible length")
     return deque(_sequence(context, args[:1]), limit)
 
 
@@ -141,35 +141,35 @@ def _bytes(context: Context, args: tuple[Any, ...]) -> bytes:
     if len(args) == 1 and isinstance(args[0], list):
         context.spend_bytes(len(args[0]))
         return bytes(args[0])
-    raise BadArguments("bytes from something that holds none")
+    raise ArgumentsError("bytes from something that holds none")
 
 
 def _encode(context: Context, args: tuple[Any, ...]) -> bytes:
     """`_codecs.encode(text, "latin1")`, how protocol 2 spells bytes."""
     text, encoding = args if len(args) == 2 else (args[0] if args else None, "utf-8")
     if not isinstance(text, str) or not isinstance(encoding, str):
-        raise BadArguments("bytes from something that is no text")
+        raise ArgumentsError("bytes from something that is no text")
     if encoding.lower().replace("-", "").replace("_", "") not in ("latin1", "utf8", "ascii"):
-        raise BadArguments(f"an unusual encoding, {encoding[:40]!r}")
+        raise ArgumentsError(f"an unusual encoding, {encoding[:40]!r}")
     context.spend_bytes(len(text))
     return codecs.encode(text, encoding)
 
 
 def _complex(context: Context, args: tuple[Any, ...]) -> complex:
     if len(args) > 2 or not all(type(part) in (int, float, bool) for part in args):
-        raise BadArguments("a complex number from something else")
+        raise ArgumentsError("a complex number from something else")
     return complex(*args)
 
 
 def _range(context: Context, args: tuple[Any, ...]) -> range:
     if not 1 <= len(args) <= 3 or not all(type(part) is int for part in args):
-        raise BadArguments("a range from something else")
+        raise ArgumentsError("a range from something else")
     return range(*args)
 
 
 def _slice(context: Context, args: tuple[Any, ...]) -> slice:
     if not 1 <= len(args) <= 3:
-        raise BadArguments("a slice from something else")
+        raise ArgumentsError("a slice from something else")
     return slice(*args)
 
 
@@ -192,17 +192,17 @@ def _getattr(context: Context, args: tuple[Any, ...]) -> Any:
 
 def _get_layout(context: Context, args: tuple[Any, ...]) -> NamedReference:
     if len(args) != 1 or not isinstance(args[0], str):
-        raise BadArguments("a layout that is none")
+        raise ArgumentsError("a layout that is none")
     return NamedReference(args[0] if args[0].startswith("torch.") else f"torch.{args[0]}")
 
 
 def _rebuild_from_type(context: Context, args: tuple[Any, ...]) -> LazyTensor:
     """`_rebuild_from_type_v2(function, class, arguments, state)`."""
     if len(args) != 4 or not isinstance(args[0], NamedReference) or type(args[2]) is not tuple:
-        raise BadArguments("a tensor subclass with other arguments")
+        raise ArgumentsError("a tensor subclass with other arguments")
     inner = CONSTRUCTORS.get(args[0].name)
     if inner is None or inner is _rebuild_from_type:
-        raise BadArguments(f"a tensor from {args[0].name[:80]}")
+        raise ArgumentsError(f"a tensor from {args[0].name[:80]}")
     cls = args[1]
     if isinstance(cls, NamedReference) and not is_plain_name(cls.name):
         context.would("import", cls.name, cls)
@@ -212,8 +212,22 @@ def _rebuild_from_type(context: Context, args: tuple[Any, ...]) -> LazyTensor:
 def _load_from_bytes(context: Context, args: tuple[Any, ...]) -> Any:
     """A storage inside a plain pickle: a torch file as a byte string."""
     if len(args) != 1 or context.nested is None:
-        raise BadArguments("a torch file inside that is not read here")
+        raise ArgumentsError("a torch file inside that is not read here")
     return context.nested(args[0], context)
+
+
+def _restore_type_tag(context: Context, args: tuple[Any, ...]) -> Any:
+    """TorchScript's pickles tell the type of a container beside it."""
+    if len(args) != 2:
+        raise ArgumentsError("a type tag without a value")
+    return args[0]
+
+
+def _script_list(context: Context, args: tuple[Any, ...]) -> Any:
+    """TorchScript's `build_intlist` and its kin."""
+    if len(args) != 1 or not isinstance(args[0], list):
+        raise ArgumentsError("a list from something that is none")
+    return args[0]
 
 
 def is_plain_name(name: str) -> bool:
@@ -250,6 +264,9 @@ def _table() -> dict[str, Constructor]:
         "torch.storage._load_from_bytes": _load_from_bytes,
         "torch.nn.parameter.Buffer": lambda context, args: pickle_tensors.unset(context, args),
     }  # fmt: skip
+    table["torch.jit._pickle.restore_type_tag"] = _restore_type_tag
+    for kind in ("int", "tensor", "double", "bool"):
+        table[f"torch.jit._pickle.build_{kind}list"] = _script_list
     for module in ("torch._utils.", "torch.tensor.", "torch._tensor."):
         table |= {
             module + "_rebuild_from_type": _rebuild_from_type,

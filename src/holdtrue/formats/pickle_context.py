@@ -11,7 +11,7 @@ from holdtrue.limits import limits
 _FINDINGS = 1000  # kept of one walk; a hostile file could make one an opcode
 
 
-class BadArguments(ValueError):
+class ArgumentsError(ValueError):
     """A known constructor with arguments it does not take; the call is kept as a record."""
 
 
@@ -80,13 +80,16 @@ class Context:
 
     def operations(self, places: dict[int, str]) -> tuple[Operation, ...]:
         """What was counted, in order of first occurrence; `places` maps id(result) to a path."""
+        called = {
+            n: first for (n, kind), (_, _, first) in self._operations.items() if kind == "call"
+        }
         return tuple(
             Operation(
                 name=name,
                 kind=kind,  # type: ignore[arg-type]  # only would() writes it
                 severity=severity(name),
                 offset=offset,
-                place=places.get(id(first), ""),
+                place=places.get(id(first)) or places.get(id(called.get(name)), ""),
                 count=count,
             )
             for (name, kind), (offset, count, first) in self._operations.items()

@@ -15,7 +15,7 @@ from holdtrue.findings import Finding
 from holdtrue.formats.pickle_build import apply_state
 from holdtrue.formats.pickle_constructors import CONSTRUCTORS, is_inert_class, is_plain_name
 from holdtrue.formats.pickle_containers import add_elements, add_pairs, elements, extend
-from holdtrue.formats.pickle_context import BadArguments, Context
+from holdtrue.formats.pickle_context import ArgumentsError, Context
 from holdtrue.formats.pickle_opcodes import Span, read_opcodes
 from holdtrue.formats.pickle_operations import Operation
 from holdtrue.formats.pickle_salvage import close_stacks
@@ -80,7 +80,8 @@ class _Machine:
         self.buffers = 0
 
     def run(self, salvage: bool) -> Walked:
-        complete, damage = True, ()
+        complete = True
+        damage: tuple[Finding, ...] = ()
         try:
             value = self.interpret()
         except HoldtrueError as error:
@@ -122,7 +123,9 @@ class _Machine:
             raise self.malformed(error) from None
 
     def malformed(self, error: Exception) -> DamageError:
-        reason = str(error)[:200] if isinstance(error, ValueError) else _REASONS.get(type(error), "")
+        reason = (
+            str(error)[:200] if isinstance(error, ValueError) else _REASONS.get(type(error), "")
+        )
         return fail(
             DamageError,
             self.where,
@@ -208,7 +211,7 @@ class _Machine:
         if constructor is not None:
             try:
                 value = constructor(context, args)
-            except BadArguments as error:
+            except ArgumentsError as error:
                 context.note("odd-arguments", f"{name} is called with {error}", error=True)
             else:
                 if type(value) is Record and name.endswith("multiarray._reconstruct"):
@@ -234,7 +237,7 @@ class _Machine:
         pending = self.pending.pop(id(target), None)
         try:
             built = apply_state(self.context, target, state, pending=pending is not None)
-        except BadArguments as error:
+        except ArgumentsError as error:
             self.context.note("odd-arguments", f"a tensor is given {error}", error=True)
             return
         if built is not target:
@@ -348,8 +351,8 @@ _RUN: dict[str, Callable[[_Machine, Any], None]] = {
     "NONE": lambda m, _: m.stack.append(None),
     "NEWTRUE": lambda m, _: m.stack.append(True),
     "NEWFALSE": lambda m, _: m.stack.append(False),
-    **{name: _Machine.push for name in _PUSHES},
-    **{name: _Machine.push_counted for name in ("BINBYTES", "BINBYTES8", "BYTEARRAY8")},
+    **dict.fromkeys(_PUSHES, _Machine.push),
+    **dict.fromkeys(("BINBYTES", "BINBYTES8", "BYTEARRAY8"), _Machine.push_counted),
     "BINSTRING": _Machine.push_counted,
     "PERSID": _Machine.persist,
     "BINPERSID": lambda m, _: m.persist(m.stack.pop()),
@@ -361,7 +364,7 @@ _RUN: dict[str, Callable[[_Machine, Any], None]] = {
     "BUILD": lambda m, _: m.build(),
     "GLOBAL": lambda m, names: m.reference(*names),
     "STACK_GLOBAL": lambda m, _: _stack_global(m),
-    **{name: _Machine.extension for name in ("EXT1", "EXT2", "EXT4")},
+    **dict.fromkeys(("EXT1", "EXT2", "EXT4"), _Machine.extension),
     "DICT": lambda m, _: _dict(m),
     "EMPTY_DICT": lambda m, _: m.push({}),
     "LIST": lambda m, _: m.push(m.pop_mark()),
@@ -378,8 +381,8 @@ _RUN: dict[str, Callable[[_Machine, Any], None]] = {
     "ADDITEMS": lambda m, _: m.take_items(add_elements),
     "SETITEM": lambda m, _: m.take_one(add_pairs, 2),
     "SETITEMS": lambda m, _: m.take_items(add_pairs),
-    **{name: _Machine.recall for name in ("GET", "BINGET", "LONG_BINGET")},
-    **{name: _Machine.remember for name in ("PUT", "BINPUT", "LONG_BINPUT")},
+    **dict.fromkeys(("GET", "BINGET", "LONG_BINGET"), _Machine.recall),
+    **dict.fromkeys(("PUT", "BINPUT", "LONG_BINPUT"), _Machine.remember),
     "MEMOIZE": lambda m, _: m.remember(len(m.memo)),
     "PROTO": _protocol,
     "FRAME": _Machine.frame,

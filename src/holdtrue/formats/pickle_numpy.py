@@ -6,15 +6,17 @@ from typing import Any
 import numpy as np
 from msgspec.structs import force_setattr, replace
 
-from holdtrue.formats.pickle_context import BadArguments, Context
+from holdtrue.formats.pickle_context import ArgumentsError, Context
 from holdtrue.formats.pickle_tensors import shape_of
 from holdtrue.formats.view import LazyTensor, Piece, Storage
 from holdtrue.records.dtypes import DTYPES, contiguous_stride, product
 from holdtrue.records.inert import NamedReference, Record
 
 # Kinds whose elements are plain bytes. Not objects, not structures with fields, no metadata.
-_PLAIN = re.compile(r"^[<>|=]?(b1|[iu][1248]|f2|f4|f8|f12|f16|c8|c16|c24|c32|[SaUV]\d{1,9}"
-                    r"|[mM]8(\[\d{0,9}(Y|M|W|D|h|m|s|ms|us|ns|ps|fs|as|generic)\])?|\?)$")  # fmt: skip
+_PLAIN = re.compile(
+    r"[<>|=]?(b1|[iu][1248]|f2|f4|f8|f12|f16|c8|c16|c24|c32|[SaUV]\d{1,9}|\?"
+    r"|[mM]8(\[\d{0,9}(Y|M|W|D|h|m|s|ms|us|ns|ps|fs|as|generic)\])?)"
+)
 
 _TORCH = {row.numpy: row.name for row in DTYPES.values() if row.numpy is not None}
 
@@ -27,7 +29,7 @@ def dtype_of(value: Any) -> np.dtype[Any]:
         if isinstance(state, tuple) and len(state) >= 2 and state[1] in ("<", ">", "|", "="):
             order = state[1]
             if len(state) > 4 and (state[2] is not None or state[3] is not None):
-                raise BadArguments("an array of structures")
+                raise ArgumentsError("an array of structures")
             if isinstance(name, str) and name[:1] in "mM" and len(state) > 8:
                 name = _dated(name, state[8])
         if isinstance(name, NamedReference):
@@ -36,8 +38,8 @@ def dtype_of(value: Any) -> np.dtype[Any]:
             name = order + name
     else:
         name = value
-    if not isinstance(name, str) or not _PLAIN.match(name):
-        raise BadArguments("an array of objects or structures")
+    if not isinstance(name, str) or not _PLAIN.fullmatch(name):
+        raise ArgumentsError("an array of objects or structures")
     return np.dtype(name.replace("a", "S", 1) if "a" in name[:2] else name)
 
 
@@ -59,7 +61,7 @@ def raw_bytes(value: Any) -> bytes | bytearray | Storage:
         return value.encode("utf-8", "surrogatepass")
     if isinstance(value, LazyTensor) and value.class_name in _BYTES and len(value.pieces) == 1:
         return value.pieces[0].storage
-    raise BadArguments("array data that is no bytes")
+    raise ArgumentsError("array data that is no bytes")
 
 
 _BYTES = ("builtins.bytes", "builtins.bytearray")
@@ -73,7 +75,7 @@ def array(
     data = raw_bytes(raw)
     held = data.nbytes if isinstance(data, Storage) else len(data)
     if product(sizes) * dtype.itemsize != held:
-        raise BadArguments(f"an array of {product(sizes) * dtype.itemsize} bytes from {held}")
+        raise ArgumentsError(f"an array of {product(sizes) * dtype.itemsize} bytes from {held}")
     swapped = dtype.byteorder == ">"
     little = dtype.newbyteorder("<")
     unit = _swap_unit(little)
@@ -108,7 +110,7 @@ def _swap_unit(dtype: np.dtype[Any]) -> int:
 def reconstruct(context: Context, args: tuple[Any, ...]) -> Record:
     """`_reconstruct(class, (0,), b"b")`: an array still without its state, which BUILD brings."""
     if len(args) != 3 or not isinstance(args[0], NamedReference):
-        raise BadArguments("an array with other arguments")
+        raise ArgumentsError("an array with other arguments")
     return Record(class_name=args[0].name, args=args)
 
 
@@ -123,14 +125,14 @@ def set_array_state(context: Context, record: Record, state: Any) -> LazyTensor 
     name = None if record.class_name == "numpy.ndarray" else record.class_name
     try:
         return array(context, dtype_of(dtype), shape, raw, bool(fortran), name)
-    except BadArguments:
+    except ArgumentsError:
         return None
 
 
 def from_buffer(context: Context, args: tuple[Any, ...]) -> Any:
     """`_frombuffer(buffer, dtype, shape, order)`, how protocol 5 spells arrays."""
     if len(args) != 4:
-        raise BadArguments("an array with other arguments")
+        raise ArgumentsError("an array with other arguments")
     buffer, dtype, shape, order = args
     return array(context, dtype_of(dtype), shape, buffer, order == "F", None)
 
@@ -138,10 +140,10 @@ def from_buffer(context: Context, args: tuple[Any, ...]) -> Any:
 def scalar(context: Context, args: tuple[Any, ...]) -> Any:
     """`scalar(dtype, bytes)`."""
     if len(args) != 2:
-        raise BadArguments("a scalar with other arguments")
+        raise ArgumentsError("a scalar with other arguments")
     dtype, data = dtype_of(args[0]), raw_bytes(args[1])
     if isinstance(data, Storage) or len(data) != dtype.itemsize:
-        raise BadArguments("a scalar whose bytes do not fit")
+        raise ArgumentsError("a scalar whose bytes do not fit")
     if not dtype.itemsize:
         return dtype.type()
     return np.frombuffer(bytes(data), dtype)[0]
@@ -155,5 +157,3 @@ def dtype_record(context: Context, args: tuple[Any, ...]) -> Record:
 def finish_array(record: Record, state: Any) -> None:
     """Keep the state of an array that stays a record."""
     force_setattr(record, "state", state)
-
-

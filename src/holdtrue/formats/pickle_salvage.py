@@ -58,9 +58,7 @@ def _attach(context: Context, below: list[Any], items: list[Any]) -> None:
     else:
         # The tuple of arguments of a call that never came: keep what a tree could be made of.
         below.extend(
-            item
-            for item in items
-            if isinstance(item, (dict, list, Record)) or _is_tensor(item)
+            item for item in items if isinstance(item, (dict, list, Record)) or _is_tensor(item)
         )
         while below and isinstance(below[-1], NamedReference):
             below.pop()

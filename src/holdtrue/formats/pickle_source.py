@@ -4,11 +4,11 @@ A window and not `mmap`: a mapped file that is rewritten meanwhile kills the pro
 """
 
 from collections.abc import Callable
-from pathlib import Path
 from typing import NoReturn
 
 from holdtrue.errors import DamageError, OpenError, fail
 from holdtrue.findings import Finding
+from holdtrue.formats.source import inspect_path, read_bytes
 from holdtrue.limits import MIB, limits
 
 Fetch = Callable[[int, int], bytes]
@@ -130,12 +130,10 @@ class PickleSource:
 
 def from_file(path: str, where: str, start: int = 0, end: int | None = None) -> PickleSource:
     """A source over bytes `start` to `end` of a file."""
-    size = Path(path).stat().st_size
+    size = inspect_path(path).st_size
 
     def fetch(offset: int, count: int) -> bytes:
-        with Path(path).open("rb", buffering=0) as file:
-            file.seek(offset)
-            return file.read(count)
+        return read_bytes(path, offset, count)
 
     stop = size if end is None else min(end, size)
     return PickleSource(b"", where, fetch=fetch, file=path, start=start, end=stop)
@@ -151,7 +149,7 @@ def over_budget(where: str, budget: str, value: int, unit: str) -> OpenError:
             severity="error",
             where=where,
             what=f"the file asks for more than {value:,} {unit}",
-            why="a file from elsewhere is read within budgets, so that none can exhaust the machine",
+            why="files are read within budgets, so that none can exhaust the machine",
             fix=f"if you trust the file, set HOLDTRUE_{budget.upper()} to a larger number",
         ),
     )

@@ -2,11 +2,12 @@
 
 from typing import Any
 
+import numpy as np
 from msgspec.structs import force_setattr, replace
 
-from holdtrue.formats.pickle_context import BadArguments, Context
+from holdtrue.formats.pickle_context import ArgumentsError, Context
 from holdtrue.formats.pickle_opcodes import Span
-from holdtrue.formats.view import LazyTensor, Layout, Piece, Quantizer, Storage
+from holdtrue.formats.view import Layout, LazyTensor, Piece, Quantizer, Storage
 from holdtrue.limits import limits
 from holdtrue.records.dtypes import DTYPES, product
 from holdtrue.records.inert import NamedReference, Record
@@ -28,7 +29,7 @@ _SPARSE: dict[str, tuple[Layout, tuple[str, str]]] = {
 def whole_number(value: Any, least: int = 0) -> int:
     """An int within what torch can hold."""
     if type(value) is not int or not least <= value <= _LARGEST:
-        raise BadArguments("a size, stride or offset that is no number torch could hold")
+        raise ArgumentsError("a size, stride or offset that is no number torch could hold")
     return value
 
 
@@ -37,29 +38,29 @@ def shape_of(value: Any, least: int = 0) -> tuple[int, ...]:
     if isinstance(value, Record) and value.class_name == "torch.Size" and value.args:
         value = value.args[0]
     if not isinstance(value, (tuple, list)):
-        raise BadArguments("a size or stride that is no tuple")
+        raise ArgumentsError("a size or stride that is no tuple")
     if len(value) > limits().dimensions:
-        raise BadArguments(f"more than {limits().dimensions} dimensions")
+        raise ArgumentsError(f"more than {limits().dimensions} dimensions")
     shape = tuple(whole_number(size, least) for size in value)
     if product(shape) > _LARGEST:
-        raise BadArguments("more elements than torch could count")
+        raise ArgumentsError("more elements than torch could count")
     return shape
 
 
 def dtype_of(value: Any) -> str:
     """torch's name of a dtype reference."""
     if not isinstance(value, NamedReference) or not value.name.startswith("torch."):
-        raise BadArguments("a dtype that is none")
+        raise ArgumentsError("a dtype that is none")
     name = value.name.removeprefix("torch.")
     if name not in DTYPES:
-        raise BadArguments(f"an unknown dtype, {name[:40]}")
+        raise ArgumentsError(f"an unknown dtype, {name[:40]}")
     return name
 
 
 def _layout_of(value: Any) -> str:
     if isinstance(value, NamedReference):
         return value.name.rpartition(".")[2]
-    raise BadArguments("a layout that is none")
+    raise ArgumentsError("a layout that is none")
 
 
 def device_of(value: Any) -> str:
@@ -68,7 +69,7 @@ def device_of(value: Any) -> str:
         return value[:64]
     if isinstance(value, Record) and value.class_name == "torch.device":
         return ":".join(str(part)[:32] for part in value.args[:2])
-    raise BadArguments("a device that is none")
+    raise ArgumentsError("a device that is none")
 
 
 def span_tensor(span: Span, key: str) -> LazyTensor:
@@ -106,15 +107,15 @@ def strided(
 ) -> LazyTensor:
     """A view of a storage. One that reaches past its storage is kept, with a finding."""
     if not is_storage(storage):
-        raise BadArguments("a tensor without a storage")
+        raise ArgumentsError("a tensor without a storage")
     own: Piece = storage.pieces[0]
     shape, steps, first = shape_of(size), shape_of(stride), whole_number(offset)
     if len(shape) != len(steps):
-        raise BadArguments("a size and a stride of different lengths")
+        raise ArgumentsError("a size and a stride of different lengths")
     kind = dtype or storage.dtype
     width, base = DTYPES[kind].itemsize, own.offset * DTYPES[storage.dtype].itemsize
     if base % width:
-        raise BadArguments("a storage view that cuts an element")
+        raise ArgumentsError("a storage view that cuts an element")
     reach = first + 1 + sum((n - 1) * step for n, step in zip(shape, steps, strict=True))
     held = own.storage
     if product(shape) and base + reach * width > held.nbytes:
@@ -150,17 +151,19 @@ def swap_unit(dtype: str) -> int:
 def rebuild_tensor(context: Context, args: tuple[Any, ...]) -> LazyTensor:
     """`_rebuild_tensor(storage, offset, size, stride)` and `_v2` with what follows."""
     if not 4 <= len(args) <= 7:
-        raise BadArguments("a tensor with too few or too many arguments")
+        raise ArgumentsError("a tensor with too few or too many arguments")
     metadata = args[6] if len(args) > 6 else None
-    return strided(context, *args[:5], metadata=metadata)
+    storage, offset, size, stride, *more = args
+    return strided(context, storage, offset, size, stride, bool(more) and more[0], None, metadata)
 
 
 def rebuild_tensor_v3(context: Context, args: tuple[Any, ...]) -> LazyTensor:
     """A tensor on an untyped storage: the dtype is an argument."""
     if not 7 <= len(args) <= 8:
-        raise BadArguments("a tensor with too few or too many arguments")
+        raise ArgumentsError("a tensor with too few or too many arguments")
     metadata = args[7] if len(args) > 7 else None
-    return strided(context, *args[:5], dtype=dtype_of(args[6]), metadata=metadata)
+    storage, offset, size, stride, requires_grad, _, dtype, *_ = args
+    return strided(context, storage, offset, size, stride, requires_grad, dtype_of(dtype), metadata)
 
 
 def rebuild_parameter(context: Context, args: tuple[Any, ...]) -> LazyTensor:
@@ -174,21 +177,24 @@ def rebuild_parameter(context: Context, args: tuple[Any, ...]) -> LazyTensor:
 def rebuild_qtensor(context: Context, args: tuple[Any, ...]) -> LazyTensor:
     """A quantised tensor: its integers are strided, its scales are components."""
     if len(args) < 6:
-        raise BadArguments("a quantised tensor with too few arguments")
-    plain = strided(context, *args[:4], args[5])
-    scheme, *rest = args[4] if isinstance(args[4], tuple) and args[4] else (None,)
+        raise ArgumentsError("a quantised tensor with too few arguments")
+    storage, offset, size, stride, quantizer_args, requires_grad, *_ = args
+    plain = strided(context, storage, offset, size, stride, requires_grad)
+    scheme, *rest = (
+        quantizer_args if isinstance(quantizer_args, tuple) and quantizer_args else (None,)
+    )
     if not isinstance(scheme, NamedReference):
-        raise BadArguments("a quantised tensor without its scheme")
+        raise ArgumentsError("a quantised tensor without its scheme")
     name = scheme.name.rpartition(".")[2]
     if len(rest) == 2 and type(rest[0]) is float and type(rest[1]) is int:
         quantizer = Quantizer(scheme=name, scale=rest[0], zero_point=rest[1])
         return replace(plain, layout="quantized", quantizer=quantizer)
     if len(rest) != 3:
-        raise BadArguments("quantizer arguments that are none")
+        raise ArgumentsError("quantizer arguments that are none")
     axis = whole_number(rest[2])
     parts = {"scales": _numbers(context, rest[0]), "zero_points": _numbers(context, rest[1])}
     if axis >= len(plain.shape) or any(p.shape != (plain.shape[axis],) for p in parts.values()):
-        raise BadArguments("scales that do not fit their axis")
+        raise ArgumentsError("scales that do not fit their axis")
     quantizer = Quantizer(scheme=name, axis=axis)
     return replace(plain, layout="quantized", quantizer=quantizer, components=parts)
 
@@ -196,20 +202,20 @@ def rebuild_qtensor(context: Context, args: tuple[Any, ...]) -> LazyTensor:
 def rebuild_sparse(context: Context, args: tuple[Any, ...]) -> LazyTensor:
     """`_rebuild_sparse_tensor(layout, data)` and the older name for CSR."""
     if len(args) != 2 or not isinstance(args[1], tuple):
-        raise BadArguments("a sparse tensor with other arguments")
+        raise ArgumentsError("a sparse tensor with other arguments")
     name, data = _layout_of(args[0]), args[1]
     if name not in _SPARSE:
-        raise BadArguments(f"an unknown sparse layout, {name[:40]}")
+        raise ArgumentsError(f"an unknown sparse layout, {name[:40]}")
     layout, names = _SPARSE[name]
     if layout == "sparse_coo":
         if len(data) not in (3, 4):
-            raise BadArguments("a sparse tensor with other arguments")
+            raise ArgumentsError("a sparse tensor with other arguments")
         parts = {"indices": _tensor(data[0]), "values": _tensor(data[1])}
         shape = shape_of(data[2])
         state = {"is_coalesced": data[3]} if len(data) > 3 else None
     else:
         if len(data) != 4:
-            raise BadArguments("a sparse tensor with other arguments")
+            raise ArgumentsError("a sparse tensor with other arguments")
         first, second, values = (_tensor(part) for part in data[:3])
         parts = {names[0]: first, names[1]: second, "values": values}
         shape, state = shape_of(data[3]), None
@@ -229,7 +235,7 @@ def rebuild_sparse(context: Context, args: tuple[Any, ...]) -> LazyTensor:
 def rebuild_meta(context: Context, args: tuple[Any, ...]) -> LazyTensor:
     """A tensor on the meta device: a shape without bytes."""
     if len(args) != 4:
-        raise BadArguments("a meta tensor with other arguments")
+        raise ArgumentsError("a meta tensor with other arguments")
     return LazyTensor(
         dtype=dtype_of(args[0]),
         shape=shape_of(args[1]),
@@ -243,7 +249,7 @@ def rebuild_meta(context: Context, args: tuple[Any, ...]) -> LazyTensor:
 def rebuild_nested(context: Context, args: tuple[Any, ...]) -> LazyTensor:
     """A nested tensor: one buffer, and the sizes, strides and offsets of its parts."""
     if len(args) != 4:
-        raise BadArguments("a nested tensor with other arguments")
+        raise ArgumentsError("a nested tensor with other arguments")
     names = ("values", "sizes", "strides", "storage_offsets")
     parts = {name: _tensor(arg) for name, arg in zip(names, args, strict=True)}
     values = parts["values"]
@@ -261,10 +267,10 @@ def rebuild_nested(context: Context, args: tuple[Any, ...]) -> LazyTensor:
 def rebuild_wrapper(context: Context, args: tuple[Any, ...]) -> LazyTensor:
     """A wrapper subclass: a shape in front; the tensors are in the state that follows."""
     if len(args) != 8:
-        raise BadArguments("a wrapper subclass with other arguments")
+        raise ArgumentsError("a wrapper subclass with other arguments")
     cls, dtype, size, stride, _, _, device, requires_grad = args
     if not isinstance(cls, NamedReference):
-        raise BadArguments("a wrapper subclass without its class")
+        raise ArgumentsError("a wrapper subclass without its class")
     context.would("import", cls.name, cls)
     return LazyTensor(
         dtype=dtype_of(dtype),
@@ -280,7 +286,7 @@ def rebuild_wrapper(context: Context, args: tuple[Any, ...]) -> LazyTensor:
 def on_device(context: Context, args: tuple[Any, ...]) -> LazyTensor:
     """A tensor that was moved to the CPU, or to NumPy, to be saved."""
     if len(args) != 4:
-        raise BadArguments("a device tensor with other arguments")
+        raise ArgumentsError("a device tensor with other arguments")
     data, dtype = _tensor(args[0]), dtype_of(args[1])
     if data.dtype != dtype:  # torch converts while loading; these bytes are what is in the file
         context.note("dtype-converted", f"the file holds {data.dtype}, torch makes it {dtype}")
@@ -290,7 +296,7 @@ def on_device(context: Context, args: tuple[Any, ...]) -> LazyTensor:
 def as_class(context: Context, data: Any, cls: Any, state: Any) -> LazyTensor:
     """What `_rebuild_from_type_v2` does after it has called its function."""
     if not isinstance(cls, NamedReference):
-        raise BadArguments("a tensor class that is none")
+        raise ArgumentsError("a tensor class that is none")
     tensor, kept = _tensor(data), state if state else None
     if cls.name in _PLAIN_CLASSES:
         return replace(tensor, state=kept)
@@ -327,7 +333,7 @@ def set_state(context: Context, tensor: LazyTensor, state: Any) -> None:
     elif isinstance(state, (dict, tuple)):
         force_setattr(tensor, "state", state)
     else:
-        raise BadArguments("a state that no tensor takes")
+        raise ArgumentsError("a state that no tensor takes")
 
 
 def become(tensor: LazyTensor, other: LazyTensor) -> None:
@@ -338,7 +344,7 @@ def become(tensor: LazyTensor, other: LazyTensor) -> None:
 
 def _tensor(value: Any) -> LazyTensor:
     if not isinstance(value, LazyTensor) or is_storage(value):
-        raise BadArguments("something else where a tensor belongs")
+        raise ArgumentsError("something else where a tensor belongs")
     return value
 
 
@@ -347,15 +353,9 @@ def _numbers(context: Context, value: Any) -> LazyTensor:
     if isinstance(value, LazyTensor):
         return value
     if not isinstance(value, list) or not all(type(v) in (int, float) for v in value):
-        raise BadArguments("scales that are no numbers")
-    import numpy as np
-
+        raise ArgumentsError("scales that are no numbers")
     kind = "int64" if all(type(v) is int for v in value) else "float64"
     data = np.array(value, "<i8" if kind == "int64" else "<f8").tobytes()
     context.spend_bytes(len(data))
-    storage = Storage(
-        key=context.fresh_key(), file="", offset=0, nbytes=len(data), inline=data
-    )
+    storage = Storage(key=context.fresh_key(), file="", offset=0, nbytes=len(data), inline=data)
     return row(storage, kind, len(value))
-
-

@@ -2,6 +2,8 @@
 
 from typing import Any
 
+from msgspec.structs import replace
+
 from holdtrue.errors import DamageError, OpenError, fail
 from holdtrue.findings import Finding
 from holdtrue.formats.checkpoint_about import describe_tree
@@ -20,15 +22,17 @@ from holdtrue.formats.zip_archive import (
     read_entry,
     storage_of,
 )
+from holdtrue.formats.zip_scan import scan_local_headers
 from holdtrue.limits import KIB, limits
 
 
 class Records:
     """The records of one archive by name, below its top folder, and the storages made of them."""
 
-    def __init__(self, archive: Archive, root: str) -> None:
+    def __init__(self, archive: Archive, root: str, prefix: str = "") -> None:
         self.archive = archive
         self.root = root
+        self.prefix = prefix  # of storage keys, where several archives make one view
         self.findings: list[Finding] = []
         self.big_endian = False
         self.prefix = ""
@@ -51,6 +55,10 @@ class Records:
         data = read_entry(self.archive, entry, budget or limits().pickle_bytes)
         self.findings += crc_findings(self.archive, entry, data)
         return data
+
+    def folder(self, prefix: str) -> list[str]:
+        """The names of the records in a folder, without it."""
+        return [n.removeprefix(prefix) for n in self.names() if n.startswith(prefix)]
 
     def text(self, name: str) -> str | None:
         """A short record as text, stripped."""
@@ -96,6 +104,7 @@ def read(path: str) -> View:
     return read_archive(read_directory(path))
 
 
+<<<<<<< HEAD
 def read_archive(archive: Archive, *, salvage: bool = False, prefix: str = "") -> View:
     """The checkpoint in an archive whose entries are known.
 
@@ -103,6 +112,21 @@ def read_archive(archive: Archive, *, salvage: bool = False, prefix: str = "") -
     """
     records = open_records(archive, "data.pkl")
     records.prefix = prefix
+=======
+def salvage(path: str) -> View:
+    """What is whole of a damaged one, with or without the archive's directory."""
+    try:
+        archive = read_directory(path)
+    except DamageError as error:
+        scanned = scan_local_headers(path)
+        archive = replace(scanned, findings=(*error.report.findings, *scanned.findings))
+    return read_archive(archive, salvage=True)
+
+
+def read_archive(archive: Archive, *, salvage: bool = False, prefix: str = "") -> View:
+    """The checkpoint in an archive whose entries are known."""
+    records = open_records(archive, "data.pkl", prefix)
+>>>>>>> pickle
     about = describe_records(records)
     walked = walk_record(records, "data.pkl", "data/", salvage=salvage)
     about |= {"protocol": walked.protocol, "would_run": list(walked.would_run)}
@@ -117,7 +141,7 @@ def read_archive(archive: Archive, *, salvage: bool = False, prefix: str = "") -
     )
 
 
-def open_records(archive: Archive, needed: str) -> Records:
+def open_records(archive: Archive, needed: str, prefix: str = "") -> Records:
     """The records below the archive's top folder, which torch takes from its first entry."""
     names = [entry.name for entry in archive.entries]
     first = names[0].partition("/")[0] + "/" if names and "/" in names[0] else ""
@@ -125,7 +149,7 @@ def open_records(archive: Archive, needed: str) -> Records:
     known = set(names)
     for root in roots:
         if root + needed in known:
-            return Records(archive, root)
+            return Records(archive, root, prefix)
     raise fail(
         OpenError if names else DamageError,
         archive.path,
@@ -169,9 +193,7 @@ def _writer(order: str | None, layout: str | None) -> str:
     return "torch 2.1 to 2.6" if order is not None else "torch 1.6 to 2.0"
 
 
-def walk_record(
-    records: Records, name: str, folder: str, *, salvage: bool = False
-) -> Walked:
+def walk_record(records: Records, name: str, folder: str, *, salvage: bool = False) -> Walked:
     """One pickle of the archive, its storages taken from a folder of it."""
 
     def persistent(pid: Any) -> Any:

@@ -174,7 +174,7 @@ def _too_deep(where: str, path: str, depth: int) -> OpenError:
             severity="error",
             where=f"{where}: {shown}",
             what=f"values are nested more than {depth} deep",
-            why="a file from elsewhere is read within budgets, so that none can exhaust the machine",
+            why="files are read within budgets, so that none can exhaust the machine",
             fix="if you trust the file, set HOLDTRUE_VALUE_DEPTH to a larger number",
         ),
     )

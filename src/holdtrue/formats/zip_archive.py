@@ -7,7 +7,8 @@ is wanted is the reverse: both headers compared, every entry kept, every oddity 
 
 import struct
 import zlib
-from typing import BinaryIO
+from itertools import pairwise
+from typing import BinaryIO, Protocol
 
 from msgspec import Struct
 from msgspec.structs import replace
@@ -15,6 +16,7 @@ from msgspec.structs import replace
 from holdtrue.errors import DamageError, OpenError, fail
 from holdtrue.findings import Finding
 from holdtrue.formats.pickle_source import over_budget
+from holdtrue.formats.source import open_source, read_bytes
 from holdtrue.formats.view import Storage
 from holdtrue.limits import limits
 
@@ -62,45 +64,55 @@ class Archive(Struct, frozen=True, kw_only=True):
         return next((entry for entry in self.entries if entry.name == name), None)
 
 
-def read_directory(path: str, start: int = 0, end: int | None = None) -> Archive:
+class Readable(Protocol):
+    """What is needed of a file; a `Region` of one will do."""
+
+    def seek(self, offset: int, whence: int = 0, /) -> int: ...
+    def read(self, size: int = -1, /) -> bytes: ...
+
+
+class Region:
+    """Part of an open file as a file of its own: an archive that lies stored inside another."""
+
+    def __init__(self, file: BinaryIO, start: int, nbytes: int) -> None:
+        self._file, self._start, self._nbytes, self._position = file, start, nbytes, 0
+
+    def seek(self, offset: int, whence: int = 0, /) -> int:
+        self._position = offset + (0, self._position, self._nbytes)[whence]
+        return self._position
+
+    def read(self, size: int = -1, /) -> bytes:
+        left = max(self._nbytes - self._position, 0)
+        self._file.seek(self._start + self._position)
+        data = self._file.read(left if size < 0 else min(size, left))
+        self._position += len(data)
+        return data
+
+
+def read_directory(path: str, region: tuple[int, int] | None = None) -> Archive:
     """Entries by the central directory. Raises DamageError where there is none to be found.
 
-    `start` and `end` bound an archive that lies within a larger file.
+    `region` is the first byte and the length of an archive inside the file.
     """
-    with open(path, "rb") as whole:  # noqa: PTH123 - a plain handle is passed on
-        file = _Window(whole, start, end)
-        size = file.size
-        begin, length, count, shift = _locate_directory(file, size, path)
+    with open_source(path) as whole:
+        file: Readable = whole if region is None else Region(whole, *region)
+        size = file.seek(0, 2)
+        start, length, count, shift = _locate_directory(file, size, path)
         if count > limits().entries:
             raise over_budget(path, "entries", limits().entries, "records in an archive")
         if length > limits().header_bytes + 1024 * count:
             raise over_budget(path, "header_bytes", limits().header_bytes, "bytes of directory")
-        file.seek(begin)
+        file.seek(start)
         entries, findings = _read_central(file.read(length), count, shift, path)
         checked = _check_local(file, entries, size, path, findings)
-    findings += _check_overlaps(checked, begin, path) + check_names(checked, path)
-    if start:
-        checked = [
-            replace(e, offset=e.offset + start, header_offset=e.header_offset + start)
-            for e in checked
-        ]
+    findings += _check_overlaps(checked, start, path) + check_names(checked, path)
+    if region is not None:
+        checked = [_moved(entry, region[0]) for entry in checked]
     return Archive(path=path, entries=tuple(checked), findings=tuple(findings))
 
 
-class _Window:
-    """Bytes `start` to `end` of a file as a file of its own."""
-
-    def __init__(self, file: BinaryIO, start: int, end: int | None) -> None:
-        whole = file.seek(0, 2)
-        self._file, self._start = file, min(start, whole)
-        self._end = whole if end is None else max(self._start, min(end, whole))
-        self.size = self._end - self._start
-
-    def seek(self, offset: int) -> None:
-        self._file.seek(self._start + offset)
-
-    def read(self, count: int) -> bytes:
-        return self._file.read(min(count, max(0, self._end - self._file.tell())))
+def _moved(entry: Entry, by: int) -> Entry:
+    return replace(entry, header_offset=entry.header_offset + by, offset=entry.offset + by)
 
 
 def read_entry(archive: Archive, entry: Entry, budget: int) -> bytes:
@@ -116,9 +128,7 @@ def read_entry(archive: Archive, entry: Entry, budget: int) -> bytes:
                      "in a way that no checkpoint is", f"method {entry.method}, flags "
                      f"0x{entry.flags:04x}"),
         )  # fmt: skip
-    with open(archive.path, "rb") as file:  # noqa: PTH123
-        file.seek(entry.offset)
-        data = file.read(entry.stored)
+    data = read_bytes(archive.path, entry.offset, entry.stored)
     if len(data) == entry.stored and entry.method == DEFLATED:
         try:
             data = zlib.decompressobj(-zlib.MAX_WBITS).decompress(data, entry.nbytes + 1)
@@ -161,7 +171,7 @@ def storage_of(archive: Archive, entry: Entry, key: str, **more: object) -> Stor
     )
 
 
-def _locate_directory(file: _Window, size: int, path: str) -> tuple[int, int, int, int]:
+def _locate_directory(file: Readable, size: int, path: str) -> tuple[int, int, int, int]:
     """(start, length, entries, bytes in front of the archive) of the central directory."""
     tail_size = min(size, _END.size + 0xFFFF + 20 + 4096)
     file.seek(size - tail_size)
@@ -259,7 +269,7 @@ def _decode(name: bytes, flags: int) -> str:
 
 
 def _check_local(
-    file: _Window, entries: list[Entry], size: int, path: str, findings: list[Finding]
+    file: Readable, entries: list[Entry], size: int, path: str, findings: list[Finding]
 ) -> list[Entry]:
     """The same entries with their data offsets, each local header compared with the directory."""
     checked: list[Entry] = []
@@ -281,13 +291,15 @@ def _check_local(
                          saved=name[:100], expected=entry.name[:100])
             )  # fmt: skip
         announced = not flags & HAS_DESCRIPTOR or stored or nbytes
-        if (flags ^ entry.flags) & ~_UTF8 or method != entry.method or (
-            announced and (stored, nbytes) != (entry.stored, entry.nbytes)
+        if (
+            (flags ^ entry.flags) & ~_UTF8
+            or method != entry.method
+            or (announced and (crc, stored, nbytes) != (entry.crc32, entry.stored, entry.nbytes))
         ):
             findings.append(
                 finding("zip-header-mismatch", "warning", where,
                          "a record's own header and the directory disagree",
-                         "sizes, method or flags differ; torch goes by the directory")
+                         "sizes, CRC, method or flags differ; torch goes by the directory")
             )  # fmt: skip
         if data + entry.stored > size:
             findings.append(
@@ -298,11 +310,7 @@ def _check_local(
         findings += _check_sizes(entry, where)
         # CRC 0 with bytes behind it: the writer computed none.
         known = None if entry.crc32 == 0 and entry.nbytes else entry.crc32
-        checked.append(
-            Entry(name=entry.name, header_offset=entry.header_offset, offset=data,
-                  stored=entry.stored, nbytes=entry.nbytes, crc32=known, method=entry.method,
-                  flags=entry.flags)
-        )  # fmt: skip
+        checked.append(replace(entry, offset=data, crc32=known))
     return checked
 
 
@@ -315,13 +323,15 @@ def _check_sizes(entry: Entry, where: str) -> list[Finding]:
         found.append(finding("zip-sizes", "error", where, "a stored record has two sizes",
                               f"{entry.stored:,} and {entry.nbytes:,} bytes"))  # fmt: skip
     if entry.nbytes > max(entry.stored, 1) * _RATIO + 64 and entry.method == DEFLATED:
-        found.append(finding("zip-bomb", "error", where, "a record claims to inflate beyond what "
-                              "deflate can", f"{entry.stored:,} bytes to {entry.nbytes:,}"))  # fmt: skip
+        found.append(
+            finding("zip-bomb", "error", where, "a record claims to inflate beyond what deflate can",
+                    f"{entry.stored:,} bytes to {entry.nbytes:,}")
+        )  # fmt: skip
     return found
 
 
 def read_local(
-    file: BinaryIO | _Window, offset: int, size: int
+    file: Readable, offset: int, size: int
 ) -> tuple[str, int, int, int, int, int, int] | None:
     """(name, flags, method, crc, stored, nbytes, data offset) of a local header."""
     if offset < 0 or offset + _LOCAL.size > size:
@@ -343,10 +353,12 @@ def read_local(
 def _check_overlaps(entries: list[Entry], directory: int, path: str) -> list[Finding]:
     found: list[Finding] = []
     spans = sorted((e.header_offset, e.offset + e.stored, e.name) for e in entries)
-    for (_, end, name), (start, _, other) in zip(spans, spans[1:], strict=False):
+    for (_, end, name), (start, _, other) in pairwise(spans):
         if start < end:
-            found.append(finding("zip-overlap", "error", f"{path}: {other}",
-                                  "two records share their bytes", f"it begins inside {name}"))  # fmt: skip
+            found.append(
+                finding("zip-overlap", "error", f"{path}: {other}", "two records share their bytes",
+                        f"it begins inside {name}")
+            )  # fmt: skip
     if spans and max(end for _, end, _ in spans) > directory:
         found.append(finding("zip-overlap", "error", path, "a record reaches into the directory"))
     return found[:100]
@@ -359,8 +371,10 @@ def check_names(entries: list[Entry], path: str) -> list[Finding]:
         # Without regard to case: so torch looks records up.
         folded = entry.name.lower()
         if folded in seen:
-            found.append(finding("zip-duplicate-name", "error", f"{path}: {entry.name}",
-                                  "two records have one name", "readers differ in which they take"))  # fmt: skip
+            found.append(
+                finding("zip-duplicate-name", "error", f"{path}: {entry.name}",
+                        "two records have one name", "readers differ in which they take")
+            )  # fmt: skip
         seen.add(folded)
         parts = entry.name.replace("\\", "/").split("/")
         if ".." in parts or entry.name.startswith(("/", "\\")) or "\0" in entry.name:
@@ -369,7 +383,5 @@ def check_names(entries: list[Entry], path: str) -> list[Finding]:
     return found[:100]
 
 
-def finding(
-    code: str, severity: str, where: str, what: str, why: str = "", **more: str
-) -> Finding:
+def finding(code: str, severity: str, where: str, what: str, why: str = "", **more: str) -> Finding:
     return Finding(code=code, severity=severity, where=where, what=what, why=why, **more)  # type: ignore[arg-type]

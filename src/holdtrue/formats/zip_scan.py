@@ -4,6 +4,7 @@ import struct
 from typing import BinaryIO
 
 from holdtrue.findings import Finding
+from holdtrue.formats.source import open_source
 from holdtrue.formats.zip_archive import (
     HAS_DESCRIPTOR,
     LOCAL_SIGNATURE,
@@ -59,7 +60,7 @@ def scan_local_headers(path: str) -> Archive:
     """
     entries: list[Entry] = []
     findings: list[Finding] = []
-    with open(path, "rb") as file:  # noqa: PTH123 - seeks and reads, nothing of Path
+    with open_source(path) as file:
         size = file.seek(0, 2)
         scan = _Scan(file, size)
         position = scan.find(LOCAL_SIGNATURE, 0)
