@@ -35,7 +35,6 @@ class Records:
         self.prefix = prefix  # of storage keys, where several archives make one view
         self.findings: list[Finding] = []
         self.big_endian = False
-        self.prefix = ""
         self._entries: dict[str, Entry] = {}
         for entry in archive.entries:
             self._entries.setdefault(entry.name, entry)
@@ -104,15 +103,6 @@ def read(path: str) -> View:
     return read_archive(read_directory(path))
 
 
-<<<<<<< HEAD
-def read_archive(archive: Archive, *, salvage: bool = False, prefix: str = "") -> View:
-    """The checkpoint in an archive whose entries are known.
-
-    `prefix` keeps the storage keys of several archives apart.
-    """
-    records = open_records(archive, "data.pkl")
-    records.prefix = prefix
-=======
 def salvage(path: str) -> View:
     """What is whole of a damaged one, with or without the archive's directory."""
     try:
@@ -126,7 +116,6 @@ def salvage(path: str) -> View:
 def read_archive(archive: Archive, *, salvage: bool = False, prefix: str = "") -> View:
     """The checkpoint in an archive whose entries are known."""
     records = open_records(archive, "data.pkl", prefix)
->>>>>>> pickle
     about = describe_records(records)
     walked = walk_record(records, "data.pkl", "data/", salvage=salvage)
     about |= {"protocol": walked.protocol, "would_run": list(walked.would_run)}
