@@ -6,7 +6,7 @@ from msgspec import Struct
 
 from holdtrue.errors import DamageError, fail
 from holdtrue.findings import Finding
-from holdtrue.formats.pickle_context import BadArguments
+from holdtrue.formats.pickle_context import ArgumentsError
 from holdtrue.formats.pickle_machine import walk
 from holdtrue.formats.pickle_operations import Operation
 from holdtrue.formats.pickle_source import from_file
@@ -63,7 +63,7 @@ def read_metadata(path: str) -> DcpMetadata:
             _item(name, entry, _path(planned.get(name), name), places)
             for name, entry in described.items()
         )
-    except ValueError as error:  # BadArguments is one
+    except ValueError as error:  # ArgumentsError is one
         raise _damaged(path, str(error)) from None
     version = state.get("version")
     about = {
@@ -138,7 +138,7 @@ def _dtype(properties: Any) -> str:
         return dtype_of(state.get("dtype"))
     if isinstance(state, tuple) and state:
         return dtype_of(state[0])
-    raise BadArguments("a tensor without its properties")
+    raise ArgumentsError("a tensor without its properties")
 
 
 def _state(value: Any, name: str) -> dict[Any, Any]:
