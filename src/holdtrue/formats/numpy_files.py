@@ -5,6 +5,7 @@ from typing import Any
 from msgspec import Struct
 from msgspec.structs import replace
 
+from holdtrue.errors import DamageError, HoldtrueError, fail
 from holdtrue.findings import Finding
 from holdtrue.formats.npy_header import (
     PREFIX,
@@ -54,7 +55,15 @@ def read_npy(path: str) -> View:
 
 def read_npz(path: str) -> View:
     """All arrays of an archive, by name. Raises OpenError or DamageError."""
-    archive = read_directory(path)
+    view = read_members(read_directory(path))
+    if any(finding.severity == "error" for finding in view.findings):
+        raise fail(DamageError, path, *view.findings)
+    return view
+
+
+def read_members(archive: Archive) -> View:
+    """The arrays of an archive that can be read; what is wrong is among the findings."""
+    path = archive.path
     tree: dict[str, Any] = {}
     about: dict[str, Any] = {}
     findings = list(archive.findings)
@@ -62,7 +71,11 @@ def read_npz(path: str) -> View:
         name = entry.name.removesuffix(".npy")
         if name in tree:  # already among the archive's findings; the first counts
             continue
-        array = _member(archive, entry)
+        try:
+            array = _member(archive, entry)
+        except HoldtrueError as error:
+            findings += error.report.findings
+            continue
         tree[name] = array.value
         about[name] = _about(array)
         findings += array.findings
