@@ -139,7 +139,8 @@ class Checkpoint:
         targets.pop(RNG, None)
         if self._manifest is None:
             parts, fresh.tensors, noticed = foreign_targets(self._view, targets)
-            plan = plan_restore(parts, fresh, targets, choice, False)
+            named = {n: t for n, t in targets.items() if n not in {f.where for f in noticed}}
+            plan = plan_restore(parts, fresh, named, choice, False)
             plan.findings += noticed
         else:
             plan = plan_restore(self._manifest.parts, fresh, targets, choice, resume)
