@@ -6,8 +6,10 @@ from typing import Any
 import msgspec
 import torch
 from msgspec import Struct
+from msgspec.structs import replace
 from torch import Tensor, nn
 
+from holdtrue.capture.architecture import capture_architecture
 from holdtrue.capture.loader import capture_loader, is_plain_loader
 from holdtrue.capture.module import capture_module, entries
 from holdtrue.capture.optimizer import capture_optimizer
@@ -28,6 +30,7 @@ class Captured(Struct, frozen=True, eq=False):
     tensors: dict[str, TensorRecord]  # without chunks: not yet laid out
     sources: dict[str, Source]
     findings: list[Finding]
+    texts: dict[str, str]  # files of source code
 
 
 def known_tensors(parts: Mapping[str, Any]) -> dict[int, str]:
@@ -44,16 +47,40 @@ def known_tensors(parts: Mapping[str, Any]) -> dict[int, str]:
 
 def capture(parts: Mapping[str, Any]) -> Captured:
     """Read the state of every part, and the random states. Findings say what cannot be kept."""
-    captured = Captured({}, {}, {}, [])
+    captured = Captured({}, {}, {}, [], {})
     known = known_tensors(parts)
     for name, value in parts.items():
         into = tensor_set(name)
         captured.parts[name] = _capture_part(name, value, known, into)
         _gather(captured, into)
+        if isinstance(value, nn.Module):
+            _add_architecture(captured, name, value)
     into = tensor_set(RNG)
     captured.parts[RNG] = Part(kind="rng", state=capture_rng(into))
     _gather(captured, into)
     return captured
+
+
+def _add_architecture(captured: Captured, name: str, model: nn.Module) -> None:
+    """Beside the state, and never instead of it: what cannot be described does not stop a save."""
+    try:
+        made = capture_architecture(model)
+    except Exception as error:  # descriptors and attributes of the model's own classes
+        captured.findings.append(_not_described(name, error))
+        return
+    captured.parts[name] = replace(captured.parts[name], architecture=made.record)
+    captured.texts.update(made.sources)
+
+
+def _not_described(name: str, error: Exception) -> Finding:
+    return Finding(
+        code="architecture-not-recorded",
+        severity="warning",
+        where=name,
+        what="the weights are kept, and not what the model is beside them",
+        why=f"describing it raised {type(error).__name__}: {error}",
+        fix="a restore cannot compare the architecture; check it by hand",
+    )
 
 
 def has_own_state(value: Any) -> bool:

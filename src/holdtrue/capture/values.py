@@ -348,6 +348,14 @@ def _items(value: Any) -> Any:
     return list(value) if isinstance(value, list | set) else None
 
 
+def leaf_node(value: Any) -> Any:
+    """The node of a value that holds no others; msgspec.UNSET for anything else."""
+    if value is None or type(value) is bool:
+        return value
+    leaf = _LEAVES.get(type(value))
+    return msgspec.UNSET if leaf is None else leaf(value)
+
+
 def _int(value: int) -> Any:
     return value if -_EXACT_INT <= value <= _EXACT_INT else {TAG: "int", "v": hex(value)}
 

@@ -14,15 +14,17 @@ from msgspec import Struct, field
 from holdtrue.errors import DamageError, HoldtrueError, OpenError, fail
 from holdtrue.findings import Finding
 from holdtrue.limits import limits
+from holdtrue.records.architecture import Architecture, problem
 from holdtrue.records.dtypes import DTYPES
 
 FORMAT = "holdtrue"
 VERSION = 1
 NAME = "manifest.json"
+SOURCE = "source"  # the directory of a model's own code, as text
 
 _TAIL = re.compile(rb',"xxh3_128":"([0-9a-f]{32})"}\n\Z')
 _HEAD = re.compile(rb'\A\{"format":"([^"\\]{1,40})","version":([0-9]{1,9})[,}]')
-_FILE_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,199}\Z")
+_FILE_NAME = re.compile(r"(source/)?[A-Za-z0-9_][A-Za-z0-9_.-]{0,199}\Z")
 
 
 class Chunk(Struct, frozen=True, kw_only=True, omit_defaults=True):
@@ -82,6 +84,7 @@ class Part(Struct, frozen=True, kw_only=True, omit_defaults=True):
     kind: str  # module · optimizer · stateful · value · rng
     class_name: str | None = None
     state: Any = None
+    architecture: Architecture | None = None  # of a module
 
 
 class Environment(Struct, frozen=True, kw_only=True, omit_defaults=True):
@@ -155,9 +158,13 @@ def _check(manifest: Manifest, where: str) -> None:
         if not is_file_name(name):
             raise _damaged(where, f"it names the file {name[:80]!r}, which is not a plain name")
     for key, tensor in manifest.tensors.items():
-        problem = _tensor_problem(tensor, manifest)
-        if problem:
-            raise _damaged(where, f"tensor {key[:200]!r} {problem}")
+        trouble = _tensor_problem(tensor, manifest)
+        if trouble:
+            raise _damaged(where, f"tensor {key[:200]!r} {trouble}")
+    for name, part in manifest.parts.items():
+        trouble = problem(part.architecture) if part.architecture else None
+        if trouble:
+            raise _damaged(where, f"architecture of {name[:200]!r}: {trouble}")
 
 
 def _tensor_problem(tensor: TensorRecord, manifest: Manifest) -> str | None:
@@ -181,7 +188,7 @@ def _tensor_problem(tensor: TensorRecord, manifest: Manifest) -> str | None:
 
 
 def is_file_name(name: str) -> bool:
-    """True for a name that is one plain path component on every system."""
+    """True for a name that is one plain path component on every system, or one under source/."""
     return bool(_FILE_NAME.match(name)) and not name.endswith(".")
 
 

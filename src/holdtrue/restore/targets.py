@@ -15,6 +15,7 @@ from holdtrue.errors import DamageError, fail
 from holdtrue.findings import Finding
 from holdtrue.records.manifest import Part
 from holdtrue.records.trust import class_name
+from holdtrue.restore.architecture import plan_architecture
 from holdtrue.restore.fresh import Fresh
 from holdtrue.restore.module import plan_module
 from holdtrue.restore.optimizer import plan_optimizer
@@ -68,6 +69,7 @@ def _plan_part(
         if part.kind == "module" and isinstance(target, nn.Module):
             state = msgspec.convert(part.state, ModuleState)
             _check_keys(state.entries.values(), tensors)
+            plan_architecture(name, part.architecture, target, plan)
             plan_module(name, state, target, plan, tensors, held)
         elif part.kind == "optimizer" and has_own_state(target):
             kept = msgspec.convert(part.state, OptimizerState)
