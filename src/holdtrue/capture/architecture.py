@@ -232,7 +232,7 @@ def _parametrizations(module: nn.Module) -> dict[str, tuple[str, ...]]:
     lists = module._modules.get("parametrizations")
     if not isinstance(lists, nn.ModuleDict):
         return {}
-    return {n: tuple(class_name(type(p)) for p in ps) for n, ps in lists.items()}
+    return {n: tuple(class_name(type(p)) for p in ps.children()) for n, ps in lists.items()}
 
 
 _signatures: dict[type, inspect.Signature | None] = {}

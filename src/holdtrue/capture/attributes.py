@@ -8,7 +8,6 @@ import functools
 import os
 import re
 import types
-from argparse import Namespace
 from collections import deque
 from collections.abc import Callable, Mapping
 from dataclasses import fields, is_dataclass
@@ -22,7 +21,7 @@ import torch
 import xxhash
 from torch import Tensor, nn
 
-from holdtrue.capture.raw import dtype_name, raw_bytes
+from holdtrue.capture.raw import raw_bytes
 from holdtrue.capture.source_code import SourceCode, is_installed
 from holdtrue.capture.values import leaf_node
 from holdtrue.records.trust import class_name

@@ -177,7 +177,9 @@ def plain_functions(value: Any) -> Iterator[types.FunctionType]:
     else:
         candidates = (value,)
     for candidate in candidates:
-        function = inspect.unwrap(candidate) if hasattr(candidate, "__wrapped__") else candidate
+        function: Any = candidate
+        if hasattr(candidate, "__wrapped__"):
+            function = inspect.unwrap(candidate)
         if isinstance(function, types.FunctionType):
             yield function
 
@@ -339,10 +341,10 @@ def is_installed(item: Any) -> bool:
     module = sys.modules.get(getattr(item, "__module__", None) or "")
     if module is None:
         return False
-    path = getattr(module, "__file__", None)
-    if path is None:  # __main__ of a shell is the user's; what is built in is not
+    home = getattr(module, "__file__", None)
+    if home is None:  # __main__ of a shell is the user's; what is built in is not
         return module.__name__ != "__main__"
-    return _in_library(path)
+    return _in_library(home)
 
 
 @functools.cache
