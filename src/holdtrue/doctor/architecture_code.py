@@ -73,9 +73,8 @@ def _of_class(pair: Pair, saved: ClassRecord, here: ClassRecord) -> Iterator[_Ch
             key = one.get(name) or other[name]
             yield _only_in_one(record, key, name in one)
     for name in saved.constants.keys() & here.constants.keys():
-        yield from _constant(
-            pair, saved.constants[name], here.constants[name], name, "class attribute"
-        )
+        label = f"the class attribute {name}"
+        yield from _constant(pair, saved.constants[name], here.constants[name], label)
 
 
 def _only_in_one(record: Architecture, key: str, in_saved: bool) -> _Change:
