@@ -108,7 +108,9 @@ def same(ours: Any, theirs: Any, seen: Compared, where: str = "") -> None:
     else:
         assert isinstance(ours, Record), (where, ours)
         name = f"{type(theirs).__module__}.{type(theirs).__qualname__}"
-        assert ours.class_name.rpartition(".")[2] in (name.rpartition(".")[2], "_reconstruct"), where
+        assert ours.class_name.rpartition(".")[2] in (name.rpartition(".")[2], "_reconstruct"), (
+            where
+        )
 
 
 def same_plain(ours: Any, theirs: Any, seen: Compared, where: str) -> None:
