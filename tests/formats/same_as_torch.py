@@ -12,6 +12,12 @@ from holdtrue.formats.view import LazyTensor
 from holdtrue.records.inert import InertKey, NamedReference, Record
 
 
+PLAIN = (
+    dict, list, tuple, set, frozenset, deque, str, bytes, bytearray, int, float, complex, range,
+    slice, np.generic, type(None),
+)  # fmt: skip
+
+
 @dataclasses.dataclass
 class Compared:
     """What one comparison covered."""
@@ -102,8 +108,7 @@ def same(ours: Any, theirs: Any, seen: Compared, where: str = "") -> None:
         assert ours == NamedReference(str(theirs)), where
     elif isinstance(theirs, torch.device):
         assert ours.class_name == "torch.device", where
-    elif isinstance(theirs, (dict, list, tuple, set, frozenset, deque, str, bytes, bytearray,
-                             int, float, complex, range, slice, np.generic, type(None))):  # fmt: skip
+    elif isinstance(theirs, PLAIN):
         same_plain(ours, theirs, seen, where)
     else:
         assert isinstance(ours, Record), (where, ours)

@@ -9,11 +9,10 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from same_as_torch import Compared, same
 
 from holdtrue.formats import plain_pickle, torch_legacy, torch_zip
 from holdtrue.formats.view import View
-
-from same_as_torch import Compared, same
 
 PROTOCOLS = (2, 3, 4, 5)
 FORMATS = ("zip", "legacy", "plain")
