@@ -11,7 +11,6 @@ from holdtrue.formats.tensor_bytes import read_tensor
 from holdtrue.formats.view import LazyTensor
 from holdtrue.records.inert import InertKey, NamedReference, Record
 
-
 PLAIN = (
     dict, list, tuple, set, frozenset, deque, str, bytes, bytearray, int, float, complex, range,
     slice, np.generic, type(None),
