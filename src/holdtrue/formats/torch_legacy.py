@@ -25,7 +25,7 @@ from holdtrue.records.inert import NamedReference
 MAGIC_NUMBER = 0x1950A86A20F9469CFC6C
 PROTOCOL_VERSION = 1001
 
-OpenSource = Callable[[int], PickleSource]
+OpenSource = Callable[[int | None], PickleSource]  # at an offset as it counts them; None: first
 MakeStorage = Callable[[str, int, int], Storage]  # key, first byte, bytes
 
 
@@ -49,8 +49,8 @@ def salvage(path: str) -> View:
 
 
 def _view(path: str, *, salvage: bool) -> View:
-    def open_source(start: int) -> PickleSource:
-        return from_file(path, path, start)
+    def open_source(start: int | None) -> PickleSource:
+        return from_file(path, path, start or 0)
 
     def make(key: str, offset: int, nbytes: int) -> Storage:
         return Storage(key=key, file=path, offset=offset, nbytes=nbytes)
@@ -80,7 +80,7 @@ def read_stream(
     open_source: OpenSource, make: MakeStorage, where: str, *, salvage: bool = False
 ) -> Stream:
     """A legacy stream from its first byte."""
-    source = open_source(0)
+    source = open_source(None)
     system = _read_head(source, where)
     begin = source.offset
     ids: dict[str, StorageId] = {}
