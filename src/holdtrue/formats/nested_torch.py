@@ -9,7 +9,7 @@ from typing import Any
 from holdtrue.errors import HoldtrueError
 from holdtrue.formats.pickle_context import ArgumentsError, Context
 from holdtrue.formats.pickle_source import PickleSource, from_file
-from holdtrue.formats.torch_legacy import read_stream
+from holdtrue.formats.torch_legacy_stream import read_stream
 from holdtrue.formats.view import LazyTensor, Storage
 
 

@@ -4,7 +4,7 @@ import re
 from typing import Any
 
 import numpy as np
-from msgspec.structs import force_setattr, replace
+from msgspec.structs import replace
 
 from holdtrue.formats.pickle_context import ArgumentsError, Context
 from holdtrue.formats.pickle_tensors import shape_of
@@ -166,8 +166,3 @@ def scalar(context: Context, args: tuple[Any, ...]) -> Any:
 def dtype_record(context: Context, args: tuple[Any, ...]) -> Record:
     """A dtype; BUILD brings its byte order."""
     return Record(class_name="numpy.dtype", args=args)
-
-
-def finish_array(record: Record, state: Any) -> None:
-    """Keep the state of an array that stays a record."""
-    force_setattr(record, "state", state)

@@ -59,10 +59,6 @@ class Archive(Struct, frozen=True, kw_only=True):
     entries: tuple[Entry, ...]
     findings: tuple[Finding, ...] = ()
 
-    def find(self, name: str) -> Entry | None:
-        """The entry of this name; the first of several, as torch takes it."""
-        return next((entry for entry in self.entries if entry.name == name), None)
-
 
 class Readable(Protocol):
     """What is needed of a file; a `Region` of one will do."""
@@ -324,7 +320,8 @@ def _check_sizes(entry: Entry, where: str) -> list[Finding]:
                               f"{entry.stored:,} and {entry.nbytes:,} bytes"))  # fmt: skip
     if entry.nbytes > max(entry.stored, 1) * _RATIO + 64 and entry.method == DEFLATED:
         found.append(
-            finding("zip-bomb", "error", where, "a record claims to inflate beyond what deflate can",
+            finding("zip-bomb", "error", where,
+                    "a record claims to inflate beyond what deflate can",
                     f"{entry.stored:,} bytes to {entry.nbytes:,}")
         )  # fmt: skip
     return found
