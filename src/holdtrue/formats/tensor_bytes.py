@@ -84,7 +84,7 @@ def read_piece(piece: Piece, itemsize: int) -> Bytes:
     """The bytes of one box in C order. Strides past the storage raise DamageError."""
     if not product(piece.shape) or not itemsize:
         return np.empty(0, np.uint8)
-    first, last = _reach(piece.shape, piece.stride, piece.offset)
+    first, last = reach(piece.shape, piece.stride, piece.offset)
     end = (last + 1) * itemsize
     if first < 0 or end > piece.storage.nbytes:
         raise _short(piece.storage, end, piece.storage.nbytes)
@@ -198,7 +198,7 @@ def _cut(piece: Piece, start: tuple[int, ...], shape: tuple[int, ...]) -> Piece 
     return Piece(start=low, shape=size, storage=piece.storage, offset=offset, stride=piece.stride)
 
 
-def _reach(shape: tuple[int, ...], stride: tuple[int, ...], offset: int) -> tuple[int, int]:
+def reach(shape: tuple[int, ...], stride: tuple[int, ...], offset: int) -> tuple[int, int]:
     """The lowest and the highest element that a non-empty box touches."""
     first = last = offset
     for size, step in zip(shape, stride, strict=True):
@@ -220,7 +220,7 @@ def _far_axis(piece: Piece, itemsize: int) -> int | None:
         return None
     axis = max(range(len(piece.shape)), key=lambda a: (piece.shape[a] > 1, abs(piece.stride[a])))
     rest = _without(piece.shape, axis), _without(piece.stride, axis)
-    first, last = _reach(*rest, 0)
+    first, last = reach(*rest, 0)
     gap = (abs(piece.stride[axis]) - (last - first + 1)) * itemsize
     return axis if piece.shape[axis] > 1 and gap > _ROW_GAP else None
 
