@@ -43,9 +43,9 @@ def numpy_bytes(save, *args, **kwargs):
     return buffer.getvalue()
 
 
-def tar_bytes(*names, format=tarfile.GNU_FORMAT):
+def tar_bytes(*names, layout=tarfile.GNU_FORMAT):
     buffer = io.BytesIO()
-    with tarfile.open(fileobj=buffer, mode="w", format=format) as archive:
+    with tarfile.open(fileobj=buffer, mode="w", format=layout) as archive:
         for name in names:
             info = tarfile.TarInfo(name)
             info.size = 700
@@ -157,7 +157,7 @@ NOT_CHECKPOINTS = {
     "7z": (b"7z\xbc\xaf\x27\x1c" + PNG, "compressed-file", "7-Zip"),
     "rar": (b"Rar!\x1a\x07\x01\x00" + PNG, "compressed-file", "RAR"),
     "tar": (tar_bytes("run/model.pt", "run/notes.txt"), "compressed-file", "run/model.pt"),
-    "old tar": (tar_bytes("a.txt", format=tarfile.USTAR_FORMAT), "compressed-file", "a.txt"),
+    "old tar": (tar_bytes("a.txt", layout=tarfile.USTAR_FORMAT), "compressed-file", "a.txt"),
     "zip of files": (zip_bytes("a.pt", "b.txt"), "compressed-file", "a.pt"),
     "zip of something": (zip_bytes("a.doc"), "compressed-file", "a.doc"),
     "empty zip": (zip_bytes(), "file-empty", "empty zip"),
@@ -394,9 +394,11 @@ def test_a_short_file_written_over_a_long_one(tmp_path):
     path = tmp_path / "f"
     path.write_bytes(short + long[len(short) :])
     assert detect(str(path)).kind == "torch-zip"
-    with pytest.raises(HoldtrueError) as error:
-        read(str(path))
-    assert error.value.report.findings
+    try:
+        findings = read(str(path)).findings
+    except HoldtrueError as error:
+        findings = error.report.findings
+    assert any(finding.severity == "error" for finding in findings)
 
 
 def test_a_shard_of_a_distributed_checkpoint_by_itself(tmp_path):

@@ -1,5 +1,6 @@
 import io
 import zipfile
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -278,9 +279,8 @@ def small(kind):
 
 
 def read_either(path):
-    with open(path, "rb") as file:
-        head = file.read(2)
-    view = (read_npz if head == b"PK" else read_npy)(path)
+    packed = Path(path).read_bytes().startswith(b"PK")
+    view = (read_npz if packed else read_npy)(path)
     return [read_tensor(tensor) for tensor in view.tensors.values()]
 
 

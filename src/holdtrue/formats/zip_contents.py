@@ -1,5 +1,6 @@
 """What a zip archive is, by the names in it: torch's several kinds, NumPy's, or someone else's."""
 
+import re
 from pathlib import Path
 from typing import Literal
 
@@ -44,6 +45,8 @@ def kind_of_names(names: list[str]) -> ZipKind | None:
     if "data.pkl" in inside:
         scripted = "constants.pkl" in inside or any(name.startswith("code/") for name in inside)
         return "torchscript" if scripted else "torch-zip"
+    if "version" in inside and any(re.fullmatch(r"data/\d+", name) for name in inside):
+        return "torch-zip"  # its pickle is lost
     if any(name.startswith("data/weights/") or name == "models/model.json" for name in inside):
         return "pt2"
     if all(name.endswith(".npy") for name in names):
