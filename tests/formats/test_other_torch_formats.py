@@ -317,30 +317,32 @@ KINDS = ("zip", "legacy", "plain", "tar", "torchscript", "pt2")
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_truncation_at_every_byte(tmp_path: Path, kind: str) -> None:
+def test_truncation_at_every_byte(tmp_path: Path, figure, kind: str) -> None:
     read = small(kind, tmp_path / "x")
     data = (tmp_path / "x").read_bytes()
     step = max(1, len(data) // 3000)
     cut = [part for index, part in enumerate(truncations(data)) if index % step == 0]
     opened, refused = survives(tmp_path / "cut", iter(cut), thorough(read))
-    print(f"\n{kind}: {len(cut)} truncations, {opened} opened, {refused} refused")
+    figure(f"truncations of a {kind} file opened", opened)
+    figure(f"truncations of a {kind} file refused", refused)
     assert refused > len(cut) * 0.3
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_flipped_bytes(tmp_path: Path, kind: str) -> None:
+def test_flipped_bytes(tmp_path: Path, figure, kind: str) -> None:
     read = small(kind, tmp_path / "x")
     data = (tmp_path / "x").read_bytes()
     opened, refused = survives(tmp_path / "bad", flips(data, 500), thorough(read))
-    print(f"\n{kind}: 500 flips, {opened} opened, {refused} refused")
+    figure(f"flips in a {kind} file", opened + refused)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
-def test_flipped_bytes_at_length(tmp_path: Path, kind: str) -> None:
+def test_flipped_bytes_at_length(tmp_path: Path, figure, kind: str) -> None:
     read = small(kind, tmp_path / "x")
     data = (tmp_path / "x").read_bytes()
-    survives(tmp_path / "bad", flips(data, 10_000, seed=1), thorough(read))
+    opened, refused = survives(tmp_path / "bad", flips(data, 10_000, seed=1), thorough(read))
+    figure(f"flips in a {kind} file", opened + refused)
 
 
 @pytest.mark.parametrize("kind", ["zip", "legacy", "plain"])
