@@ -151,6 +151,27 @@ def rebuild_nested(context: Context, args: tuple[Any, ...]) -> LazyTensor:
     )
 
 
+def rebuild_jagged(context: Context, args: tuple[Any, ...]) -> LazyTensor:
+    """A nested tensor of the jagged layout: its values, and where each part begins."""
+    said = args[0] if len(args) == 1 else None
+    if not isinstance(said, dict):
+        raise ArgumentsError("a nested tensor with other arguments")
+    names = [name for name in ("values", "offsets", "lengths") if said.get(name) is not None]
+    parts = {name: tensor_of(said[name]) for name in names}
+    if "values" not in parts or "offsets" not in parts:
+        raise ArgumentsError("a nested tensor without its values")
+    values = parts["values"]
+    return LazyTensor(
+        dtype=values.dtype,
+        shape=values.shape,
+        stride=(),
+        layout="nested",
+        device=values.device,
+        requires_grad=said.get("requires_grad") is True,
+        components=parts,
+    )
+
+
 def rebuild_wrapper(context: Context, args: tuple[Any, ...]) -> LazyTensor:
     """A wrapper subclass: a shape in front; the tensors are in the state that follows."""
     if len(args) != 8:
@@ -189,20 +210,18 @@ def as_class(context: Context, data: Any, cls: Any, state: Any) -> LazyTensor:
         return replace(tensor, state=kept)
     if cls.name in _PARAMETERS:
         return replace(tensor, parameter=True, state=kept)
-    parts = _inner_tensors(kept) if tensor.layout == "subclass" else {}
+    parts = _inner_tensors(kept) if tensor.layout == "subclass" else tensor.components
     return replace(tensor, class_name=cls.name, state=kept, components=parts)
 
 
 def _inner_tensors(state: Any) -> dict[str, LazyTensor]:
     """The tensors that a wrapper holds as attributes: its bytes are theirs."""
-    attributes = state[0] if isinstance(state, tuple) and state else state
-    if not isinstance(attributes, dict):
-        return {}
-    return {
-        name: value
-        for name, value in attributes.items()
-        if isinstance(name, str) and isinstance(value, LazyTensor)
-    }
+    found: dict[str, LazyTensor] = {}
+    for attributes in state if isinstance(state, tuple) else (state,):  # with its __slots__
+        for name, value in attributes.items() if isinstance(attributes, dict) else ():
+            if isinstance(name, str) and isinstance(value, LazyTensor):
+                found[name] = value
+    return found
 
 
 def uninitialized(context: Context, args: tuple[Any, ...]) -> LazyTensor:
