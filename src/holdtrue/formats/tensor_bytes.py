@@ -292,14 +292,14 @@ def _inflated(storage: Storage, most: int) -> Iterator[bytes]:
     """The inflated record in blocks, at most `most` bytes of it."""
     engine = zlib.decompressobj(-zlib.MAX_WBITS)
     packed_at, step = 0, min(limits().chunk_bytes, MIB)
-    packed = b""
+    packed, block = b"", b""
     while most > 0 and not engine.eof:
-        if not packed:
-            count = min(step, (storage.stored or 0) - packed_at)
-            if count <= 0:
-                return
+        count = min(step, (storage.stored or 0) - packed_at)
+        if not packed and count > 0:
             packed = _read_raw(_as_stored(storage), packed_at, count).tobytes()
             packed_at += count
+        elif not packed and not block:  # nothing is left to come, not even from within zlib
+            return
         try:
             block = engine.decompress(packed, min(most, step))
         except zlib.error as error:
