@@ -1,1 +1,60 @@
-"""Keep, open and diagnose PyTorch training state."""
+"""Keep, open and diagnose PyTorch training state: what you save is what you load, exactly."""
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from holdtrue.checkpoint import Checkpoint, open, verify
+    from holdtrue.errors import DamageError, HoldtrueError, OpenError, RestoreError, SaveError
+    from holdtrue.findings import Finding, Report
+    from holdtrue.runs.keep import Keep
+    from holdtrue.runs.run import Run
+    from holdtrue.saving import Saved, save
+
+__all__ = [
+    "Checkpoint",
+    "DamageError",
+    "Finding",
+    "HoldtrueError",
+    "Keep",
+    "OpenError",
+    "Report",
+    "RestoreError",
+    "Run",
+    "SaveError",
+    "Saved",
+    "open",
+    "save",
+    "verify",
+]
+
+_HOMES = {
+    "Checkpoint": "checkpoint",
+    "open": "checkpoint",
+    "verify": "checkpoint",
+    "DamageError": "errors",
+    "HoldtrueError": "errors",
+    "OpenError": "errors",
+    "RestoreError": "errors",
+    "SaveError": "errors",
+    "Finding": "findings",
+    "Report": "findings",
+    "Keep": "runs.keep",
+    "Run": "runs.run",
+    "Saved": "saving",
+    "save": "saving",
+}
+
+
+def __getattr__(name: str) -> Any:
+    # On demand, so that `import holdtrue` is instant and `holdtrue.open` works without torch.
+    if name not in _HOMES:
+        raise AttributeError(f"module 'holdtrue' has no attribute {name!r}")
+    from importlib import import_module
+
+    value = getattr(import_module(f"holdtrue.{_HOMES[name]}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

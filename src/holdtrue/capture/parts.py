@@ -56,12 +56,23 @@ def capture(parts: Mapping[str, Any]) -> Captured:
     return captured
 
 
+def has_own_state(value: Any) -> bool:
+    """True for an optimizer whose state is where torch's own methods look for it.
+
+    One that overrides `state_dict` knows better itself, and is kept as any other object.
+    """
+    return isinstance(value, torch.optim.Optimizer) and (
+        type(value).state_dict is torch.optim.Optimizer.state_dict
+        and type(value).load_state_dict is torch.optim.Optimizer.load_state_dict
+    )
+
+
 def _capture_part(name: str, value: Any, known: Mapping[int, str], into: TensorSet) -> Part:
     cls = class_name(type(value))
     if isinstance(value, nn.Module):
         state: Any = msgspec.to_builtins(capture_module(value, into))
         return Part(kind="module", class_name=cls, state=state)
-    if isinstance(value, torch.optim.Optimizer):
+    if has_own_state(value):
         state = msgspec.to_builtins(capture_optimizer(value, known, into))
         return Part(kind="optimizer", class_name=cls, state=state)
     if is_plain_loader(value):

@@ -12,8 +12,8 @@ from torch.nn.parameter import is_lazy
 
 from holdtrue.capture.raw import dtype_name, raw_bytes, stored_bytes
 from holdtrue.findings import Finding
-from holdtrue.records.dtypes import DTYPES, contiguous_stride
-from holdtrue.records.manifest import QuantizerRecord, TensorRecord
+from holdtrue.records.dtypes import DTYPES, OVERLAP_FACTOR, contiguous_stride, extent, product
+from holdtrue.records.manifest import Quantizer, TensorRecord
 from holdtrue.records.trust import class_name
 
 _PLAIN = {torch.Tensor, torch.nn.Parameter, torch.nn.Buffer}
@@ -44,11 +44,12 @@ class TensorSet(Struct, eq=False):
     findings: list[Finding]
     known: dict[tuple[Any, ...], str]  # identity of the memory → key
     held: list[Any]  # keeps what was seen alive, so that no address is used twice
-    spans: dict[int, list[tuple[int, int, str]]]  # storage → (first, end, key), in elements
+    spans: dict[tuple[int, torch.dtype], list[tuple[int, int, str]]]  # storage → (first, end, key)
+    strides: dict[str, tuple[int, ...]]  # of the tensors in `spans`, as they are in memory
 
 
 def tensor_set(part: str) -> TensorSet:
-    return TensorSet(part, {}, {}, [], {}, [], {})
+    return TensorSet(part, {}, {}, [], {}, [], {}, {})
 
 
 def add_tensor(
@@ -114,15 +115,32 @@ def _fortran(array: np.ndarray[Any, Any]) -> tuple[int, ...] | None:
 
 
 def finish(into: TensorSet) -> None:
-    """Mark the tensors that share memory only in part, so that loading can lay them over again."""
-    for group, spans in enumerate(into.spans.values()):
-        spans.sort()
-        for i, (first, end, key) in enumerate(spans):
-            touching = any(a < end and first < b for j, (a, b, _) in enumerate(spans) if j != i)
-            if touching:
-                record = into.records[key]
-                start = first - spans[0][0]
-                into.records[key] = replace(record, overlap=(group, start))
+    """Mark the tensors that share memory only in part, so that opening can lay them over again."""
+    group = 0
+    for spans in into.spans.values():
+        for run in _touching(sorted(spans)):
+            first, end = run[0][0], max(e for _, e, _ in run)
+            kept = sum(product(into.records[k].shape) for _, _, k in run)
+            if len(run) > 1 and end - first <= OVERLAP_FACTOR * kept:
+                for start, _, key in run:
+                    into.records[key] = replace(
+                        into.records[key],
+                        overlap=(group, start - first),
+                        stride=into.strides[key],
+                    )
+                group += 1
+
+
+def _touching(spans: list[tuple[int, int, str]]) -> list[list[tuple[int, int, str]]]:
+    runs: list[list[tuple[int, int, str]]] = []
+    reach = -1
+    for span in spans:
+        if span[0] < reach:
+            runs[-1].append(span)
+        else:
+            runs.append([span])
+        reach = max(reach, span[1])
+    return runs
 
 
 def _memory(tensor: Tensor) -> tuple[Any, ...]:
@@ -207,17 +225,29 @@ def _record(
 
 def _record_strided(into: TensorSet, tensor: Tensor, key: str, base: TensorRecord) -> None:
     row = DTYPES[base.dtype]
-    stride = tensor.stride()
-    contiguous = tensor.is_contiguous() and stride == contiguous_stride(base.shape)
-    into.records[key] = replace(base, stride=None if contiguous else stride)
+    into.records[key] = replace(base, stride=_kept_stride(tensor))
     into.sources[key] = Source(
         row.code, base.shape + row.trailing, stored_bytes(tensor), lambda: raw_bytes(tensor)
     )
     if tensor.numel() and tensor.untyped_storage().nbytes() > tensor.numel() * tensor.itemsize:
-        first = int(tensor.storage_offset())
-        end = first + 1 + sum((n - 1) * int(s) for n, s in zip(tensor.shape, stride, strict=True))
-        where = hash((tensor.untyped_storage().data_ptr(), tensor.dtype))
-        into.spans.setdefault(where, []).append((first, end, key))
+        first, strides = int(tensor.storage_offset()), tuple(int(n) for n in tensor.stride())
+        storage = (tensor.untyped_storage().data_ptr(), tensor.dtype)
+        into.spans.setdefault(storage, []).append((first, first + extent(base.shape, strides), key))
+        into.strides[key] = strides
+
+
+def _kept_stride(tensor: Tensor) -> tuple[int, ...] | None:
+    """The strides that opening gives back; None for C order.
+
+    Dense layouts (channels-last, transposed) and repeated dimensions (stride 0) are kept. Gaps
+    between elements, left by slicing something larger, are closed: views are stored compact.
+    """
+    shape, plain = tuple(tensor.shape), contiguous_stride(tuple(tensor.shape))
+    repeated = [n > 1 and s == 0 for n, s in zip(shape, tensor.stride(), strict=True)]
+    once = tensor[tuple(slice(0, 1) if r else slice(None) for r in repeated)]
+    dense = torch.empty_like(once, device="meta").stride()
+    stride = tuple(0 if r else int(s) for r, s in zip(repeated, dense, strict=True))
+    return None if stride == plain else stride
 
 
 def _record_sparse(into: TensorSet, tensor: Tensor, key: str, base: TensorRecord) -> None:
@@ -250,19 +280,17 @@ def _record_quantized(into: TensorSet, tensor: Tensor, key: str, base: TensorRec
             "scales": add_tensor(into, scales, f"{name}#scales"),
             "zero_points": add_tensor(into, zeros, f"{name}#zero_points"),
         }
-        quantizer = QuantizerRecord(scheme=scheme, axis=tensor.q_per_channel_axis())
+        quantizer = Quantizer(scheme=scheme, axis=tensor.q_per_channel_axis())
     else:
-        quantizer = QuantizerRecord(
+        quantizer = Quantizer(
             scheme=scheme, scale=tensor.q_scale(), zero_point=tensor.q_zero_point()
         )
-    stride = tensor.stride()
-    plain = stride == contiguous_stride(base.shape)
     into.records[key] = replace(
         base,
         layout="quantized",
         quantizer=quantizer,
         components=components,
-        stride=None if plain else stride,
+        stride=None if tensor.is_contiguous() else tuple(tensor.stride()),
     )
     into.sources[key] = Source(
         row.code, (count,) if packed else base.shape, count, lambda: raw_bytes(tensor)

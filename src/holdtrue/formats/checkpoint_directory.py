@@ -11,7 +11,7 @@ import xxhash
 from holdtrue.errors import DamageError, HoldtrueError, OpenError, fail
 from holdtrue.findings import Finding, report
 from holdtrue.formats.safetensors import Header, parse_header
-from holdtrue.formats.view import LazyTensor, Piece, Quantizer, Storage, View
+from holdtrue.formats.view import LazyTensor, Piece, Storage, View
 from holdtrue.limits import limits
 from holdtrue.records.dtypes import DTYPES, contiguous_stride, product
 from holdtrue.records.manifest import NAME, Chunk, Manifest, TensorRecord, decode_manifest
@@ -102,7 +102,6 @@ def _lazy(
         role: _lazy(k, manifest.tensors[k], directory, manifest, headers)
         for role, k in record.components.items()
     }
-    quantizer = record.quantizer and Quantizer(**msgspec.structs.asdict(record.quantizer))
     layout: Any = record.layout
     return LazyTensor(
         dtype=record.dtype,
@@ -113,11 +112,14 @@ def _lazy(
         device=record.device,
         requires_grad=record.requires_grad,
         parameter=record.parameter,
+        persistent=record.persistent,
         components=parts,
-        quantizer=quantizer,
+        quantizer=record.quantizer,
         numpy=record.numpy,
         class_name=record.class_name,
         state=record.state,
+        coalesced=record.coalesced,
+        overlap=record.overlap,
     )
 
 

@@ -10,6 +10,7 @@ from msgspec import Struct, field
 from msgspec.structs import replace
 
 from holdtrue.findings import Finding
+from holdtrue.records.manifest import Quantizer
 
 Layout = Literal["strided", "sparse_coo", "sparse_csr", "sparse_csc", "sparse_bsr", "sparse_bsc",
                  "quantized", "subclass", "uninitialized", "meta", "mkldnn", "nested"]  # fmt: skip
@@ -42,15 +43,6 @@ class Piece(Struct, frozen=True, kw_only=True):
     stride: tuple[int, ...]  # in elements
 
 
-class Quantizer(Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """How a quantised tensor's integers map to numbers. Per channel: see the components."""
-
-    scheme: str  # torch's qscheme without "torch."
-    scale: float | None = None
-    zero_point: int | None = None
-    axis: int | None = None
-
-
 class LazyTensor(Struct, frozen=True, kw_only=True, omit_defaults=True):
     """A tensor described, not read. Strided ones have pieces; the others have components."""
 
@@ -62,15 +54,21 @@ class LazyTensor(Struct, frozen=True, kw_only=True, omit_defaults=True):
     device: str = "cpu"
     requires_grad: bool = False
     parameter: bool = False
+    persistent: bool = True  # False: a buffer that state_dict() leaves out
     components: dict[str, "LazyTensor"] = field(default_factory=dict)
     quantizer: Quantizer | None = None
     numpy: str | None = None  # NumPy's own dtype string, for arrays
     lazy_bits: tuple[str, ...] = ()  # "conj", "neg": not in the bytes yet, read_tensor applies them
     class_name: str | None = None  # of a tensor subclass
     state: Any = None  # of a tensor subclass: its attributes
+    coalesced: bool = False  # sparse COO
+    overlap: tuple[int, int] | None = None  # (group, first element): laid over others of its group
 
     def __repr__(self) -> str:
         return f"<{self.dtype} {list(self.shape)} on {self.device}>"
+
+
+__all__ = ["Layout", "LazyTensor", "Piece", "Quantizer", "Storage", "View"]
 
 
 class View(Struct, frozen=True, kw_only=True):

@@ -324,7 +324,7 @@ def _check_sizes(entry: Entry, where: str) -> list[Finding]:
                               f"{entry.stored:,} and {entry.nbytes:,} bytes"))  # fmt: skip
     if entry.nbytes > max(entry.stored, 1) * _RATIO + 64 and entry.method == DEFLATED:
         found.append(
-            finding("zip-bomb", "error", where, "a record claims to inflate beyond what deflate can",
+            finding("zip-bomb", "error", where, "a record claims to inflate past what deflate can",
                     f"{entry.stored:,} bytes to {entry.nbytes:,}")
         )  # fmt: skip
     return found

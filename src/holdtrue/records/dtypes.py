@@ -90,3 +90,15 @@ def contiguous_stride(shape: tuple[int, ...]) -> tuple[int, ...]:
         strides.append(step)
         step *= max(size, 1)
     return tuple(reversed(strides))
+
+
+# Tensors laid over one memory may span at most this many times their own elements: more would let
+# a small file ask for a large allocation.
+OVERLAP_FACTOR = 4
+
+
+def extent(shape: tuple[int, ...], stride: tuple[int, ...]) -> int:
+    """How many elements of memory a strided tensor spans, from its first to its last."""
+    if 0 in shape:
+        return 0
+    return 1 + sum((size - 1) * step for size, step in zip(shape, stride, strict=True))

@@ -5,7 +5,7 @@ anywhere in the manifest is seen. `docs/format.md` is the specification.
 """
 
 import re
-from typing import Any
+from typing import Any, Literal
 
 import msgspec
 import xxhash
@@ -38,8 +38,10 @@ class Chunk(Struct, frozen=True, kw_only=True, omit_defaults=True):
     shape: tuple[int, ...] | None = None
 
 
-class QuantizerRecord(Struct, frozen=True, kw_only=True, omit_defaults=True):
-    scheme: str
+class Quantizer(Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """How a quantised tensor's integers map to numbers. Per channel: see the components."""
+
+    scheme: str  # torch's qscheme without "torch."
     scale: float | None = None
     zero_point: int | None = None
     axis: int | None = None
@@ -58,7 +60,7 @@ class TensorRecord(Struct, frozen=True, kw_only=True, omit_defaults=True):
     persistent: bool = True  # False: a buffer that state_dict() leaves out
     chunks: tuple[Chunk, ...] = ()
     components: dict[str, str] = field(default_factory=dict)  # role → tensor key
-    quantizer: QuantizerRecord | None = None
+    quantizer: Quantizer | None = None
     numpy: str | None = None  # NumPy dtype string, for arrays
     class_name: str | None = None  # of a tensor subclass
     state: Any = None  # of a tensor subclass: attributes, as a value node
@@ -94,6 +96,13 @@ class Environment(Struct, frozen=True, kw_only=True, omit_defaults=True):
     accelerators: tuple[str, ...] = ()
 
 
+class Ranking(Struct, frozen=True, kw_only=True):
+    """Which metric says which checkpoint of a run is best."""
+
+    by: str
+    mode: Literal["min", "max"] = "min"
+
+
 class Manifest(Struct, frozen=True, kw_only=True):
     """Fields that a reader does not know are ignored, so a format version may gain some."""
 
@@ -106,6 +115,7 @@ class Manifest(Struct, frozen=True, kw_only=True):
     files: dict[str, FileRecord]
     step: int | None = None
     metrics: Any = None  # a value node: str → number
+    ranking: Ranking | None = None
 
 
 def encode_manifest(manifest: Manifest) -> bytes:

@@ -1,0 +1,1 @@
+"""Records to live objects: plan everything, check everything, then apply all of it or nothing."""

@@ -1,0 +1,93 @@
+"""Carries a plan out: verify every byte, run the actions, fill the tensors. All or nothing."""
+
+from collections.abc import Callable, Iterator
+
+import torch
+
+from holdtrue.capture.raw import dtype_named, raw_view
+from holdtrue.engine.read import Fill, fill, verify_storages
+from holdtrue.errors import DamageError, RestoreError, fail
+from holdtrue.findings import Finding, Report, report
+from holdtrue.formats.tensor_bytes import read_tensor
+from holdtrue.formats.view import Storage
+from holdtrue.restore.fresh import place_bytes
+from holdtrue.restore.plan import Action, Copy, Plan
+
+
+def apply(plan: Plan, subject: str) -> Report:
+    """The report. Raises RestoreError or DamageError, and then the target is untouched."""
+    found = report(subject, plan.findings)
+    if not found.ok:
+        raise RestoreError(found)
+    damaged = verify_storages(_storages(plan))
+    if damaged:
+        raise DamageError(report(subject, damaged))
+    _run(plan.actions, subject)
+    # From here on nothing is asked of anyone: known bytes go into memory that is known to fit.
+    simple = [item for item in plan.copies if _straight(item)]
+    fill(Fill(item.lazy.pieces[0].storage, _destination(item)) for item in simple)
+    for item in plan.copies:
+        if not _straight(item):
+            _place(item, read_tensor(item.lazy).data)
+    for item in plan.copies:
+        torch.autograd.graph.increment_version(item.into)
+    return found
+
+
+def _storages(plan: Plan) -> Iterator[Storage]:
+    for item in plan.copies:
+        for piece in item.lazy.pieces:
+            yield piece.storage
+
+
+def _run(actions: list[Action], subject: str) -> None:
+    undos: list[Callable[[], None]] = []
+    for action in actions:
+        try:
+            undos.append(action.do())
+        except BaseException as error:
+            for undo in reversed(undos):
+                undo()
+            if not isinstance(error, Exception):
+                raise
+            raise fail(RestoreError, subject, _refused(action, error)) from error
+
+
+def _straight(item: Copy) -> bool:
+    """One whole stored box, so that the bytes can be streamed without being gathered first."""
+    pieces = item.lazy.pieces
+    return (
+        len(pieces) == 1
+        and pieces[0].storage.codec == "raw"
+        and (pieces[0].shape == item.lazy.shape and pieces[0].storage.digest is not None)
+    )
+
+
+def _destination(item: Copy) -> memoryview | Callable[[memoryview], None]:
+    into = item.into
+    if not item.cast and into.device.type == "cpu" and into.is_contiguous() and into.numel():
+        flat = raw_view(into).reshape(-1).numpy().view("u1")
+        return flat.data
+    return lambda data: _place(item, data)
+
+
+def _place(item: Copy, data: memoryview) -> None:
+    if not item.cast:
+        place_bytes(item.into, data)
+        return
+    dtype = dtype_named(item.lazy.dtype)
+    source = torch.empty(item.lazy.shape, dtype=dtype)
+    place_bytes(source, data)
+    with torch.no_grad():
+        item.into.detach().copy_(source)
+
+
+def _refused(action: Action, error: Exception) -> Finding:
+    return Finding(
+        code="target-refused",
+        severity="error",
+        where=action.where,
+        what=f"the target would not take its state: {type(error).__name__}",
+        why=str(error) or "its own code raised without a message",
+        fix="give an object built as the saved one was; everything has been put back",
+    )

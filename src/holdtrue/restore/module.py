@@ -1,0 +1,328 @@
+"""Plans the restore of a module: names, shapes, dtypes, ties and flags compared, then filled."""
+
+import copy
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from holdtrue.capture.module import (
+    CustomState,
+    Entry,
+    ModuleState,
+    entries,
+    has_custom_state,
+    has_extra_state,
+    has_getstate,
+    restored_state,
+    walk,
+)
+from holdtrue.capture.raw import dtype_name
+from holdtrue.findings import Finding
+from holdtrue.formats.view import LazyTensor
+from holdtrue.restore.casting import dtype_findings
+from holdtrue.restore.fresh import Fresh, decode_value
+from holdtrue.restore.place import plan_tensor
+from holdtrue.restore.plan import Action, Plan, grouped, renamer, selects
+from holdtrue.restore.ties import plan_ties
+
+
+def plan_module(
+    part: str,
+    state: ModuleState,
+    module: nn.Module,
+    plan: Plan,
+    tensors: Fresh,
+    held: Mapping[int, str],
+) -> None:
+    """Add to the plan what fills `module`; `held` names tensors that optimizers hold, by id."""
+    target = {e.name: e for e in entries(module) if selects(plan.choice.only, part, e.name)}
+    rename = renamer(plan.choice.rename)
+    saved = {rename(name): key for name, key in state.entries.items()}
+    for name, key in state.entries.items():
+        plan.renamed[key] = f"{part}/{rename(name)}"
+    chosen = {n: k for n, k in saved.items() if selects(plan.choice.only, part, n)}
+    _compare_names(part, chosen, target, tensors, plan)
+    matched = {n: k for n, k in chosen.items() if n in target}
+    _compare_shapes(part, matched, target, tensors, plan)
+    plan_ties(part, matched, target, tensors, plan, held)
+    _plan_entries(part, matched, target, tensors, plan)
+    if not plan.choice.only:
+        _plan_flags(state, module, plan)
+        _plan_extras(part, state, module, plan, tensors)
+
+
+def _compare_names(
+    part: str,
+    saved: Mapping[str, str],
+    target: Mapping[str, Entry],
+    tensors: Fresh,
+    plan: Plan,
+) -> None:
+    covered = {id(target[n].tensor) for n in saved if n in target}
+    missing = [e for n, e in target.items() if n not in saved and id(e.tensor) not in covered]
+    for entry in missing:
+        plan.skipped.add(f"{part}/{entry.name}")
+    lacking = [f"{part}/{e.name}" for e in missing if e.persistent]
+    if lacking:
+        plan.found(
+            grouped(
+                "missing-keys",
+                "error",
+                f"the file lacks {len(lacking)} of the {len(target)} tensors of the target",
+                lacking,
+                why="they would keep the values they happen to have",
+                fix='map their names with rename={"old.*": "new.*"}, or keep them as they are: '
+                'allow=["missing-keys"]',
+            )
+        )
+    volatile = [f"{part}/{e.name}" for e in missing if not e.persistent]
+    if volatile:
+        plan.found(
+            grouped(
+                "buffers-kept",
+                "note",
+                f"{len(volatile)} buffers that are not part of the state keep their values",
+                volatile,
+                why="the target declares them non-persistent, and the file does not have them",
+            )
+        )
+    left = [n for n in saved if n not in target]
+    known = [f"{part}/{n}" for n in left if tensors.tensors[saved[n]].persistent]
+    if known:
+        plan.found(
+            grouped(
+                "unexpected-keys",
+                "error",
+                f"the target has no place for {len(known)} of the {len(saved)} stored tensors",
+                known,
+                why="the file was written by another architecture, or under other names",
+                fix='map their names with rename={"old.*": "new.*"}, or leave them out: '
+                'allow=["unexpected-keys"]',
+            )
+        )
+
+
+def _compare_shapes(
+    part: str,
+    matched: dict[str, str],
+    target: Mapping[str, Entry],
+    tensors: Fresh,
+    plan: Plan,
+) -> None:
+    wrong: list[str] = []
+    differing: list[tuple[str, LazyTensor, str]] = []
+    for name, key in list(matched.items()):
+        lazy, tensor = tensors.tensors[key], target[name].tensor
+        lazy_target = torch.nn.parameter.is_lazy(tensor)
+        if lazy.layout == "uninitialized" and lazy_target:
+            del matched[name]
+        elif lazy.layout == "uninitialized":
+            wrong.append(f"{part}/{name}: saved before its first batch, here {_shape(tensor)}")
+        elif not lazy_target and tuple(tensor.shape) != lazy.shape:
+            wrong.append(f"{part}/{name}: saved {list(lazy.shape)}, here {_shape(tensor)}")
+        elif not lazy_target and tensor.device.type == "meta":
+            plan.found(_on_meta(f"{part}/{name}"))
+        elif not lazy_target and dtype_name(tensor.dtype) != lazy.dtype:
+            differing.append((f"{part}/{name}", lazy, dtype_name(tensor.dtype)))
+            continue
+        else:
+            continue
+        if name in matched:
+            plan.skipped.add(f"{part}/{name}")
+            del matched[name]
+    if wrong:
+        plan.found(
+            grouped(
+                "shape-mismatch",
+                "error",
+                f"{len(wrong)} tensors have another shape here",
+                wrong,
+                why="the model was built with other sizes: classes, vocabulary, channels or layers",
+                fix="build the target with the saved sizes, or keep its own values: "
+                'allow=["shape-mismatch"]',
+            )
+        )
+    for finding in dtype_findings(differing):
+        plan.found(finding)
+
+
+def _shape(tensor: Tensor) -> list[int]:
+    return list(tensor.shape)
+
+
+def _plan_entries(
+    part: str,
+    matched: Mapping[str, str],
+    target: Mapping[str, Entry],
+    tensors: Fresh,
+    plan: Plan,
+) -> None:
+    filled: set[int] = set()
+    thawed: list[str] = []
+    for name, key in matched.items():
+        entry, lazy = target[name], tensors.tensors[key]
+        if id(entry.tensor) in filled:
+            continue
+        filled.add(id(entry.tensor))
+        plan_tensor(f"{part}/{name}", key, entry, plan, tensors)
+        wanted = lazy.requires_grad
+        if entry.is_parameter and lazy.parameter and entry.tensor.requires_grad != wanted:
+            thawed.append(f"{part}/{name}: requires_grad={wanted}")
+            plan.actions.append(Action(f"{part}/{name}", _set_requires_grad(entry.tensor, wanted)))
+    if thawed:
+        plan.found(
+            grouped(
+                "requires-grad-restored",
+                "note",
+                f"{len(thawed)} parameters are frozen or trained again as they were",
+                thawed,
+            )
+        )
+
+
+def _set_requires_grad(tensor: Tensor, wanted: bool) -> Callable[[], Callable[[], None]]:
+    def do() -> Callable[[], None]:
+        before = tensor.requires_grad
+        tensor.requires_grad_(wanted)
+        return lambda: void(tensor.requires_grad_(before))
+
+    return do
+
+
+def void(_: object) -> None:
+    """Drops a value, where a function must return nothing."""
+
+
+def _plan_flags(state: ModuleState, module: nn.Module, plan: Plan) -> None:
+    wanted: list[tuple[nn.Module, bool]] = []
+    for path, owner in walk(module):
+        at = path
+        while at and at not in state.training:
+            at = at.rpartition(".")[0]
+        if at in state.training and owner.training != state.training[at]:
+            wanted.append((owner, state.training[at]))
+
+    def do() -> Callable[[], None]:
+        before = [(owner, owner.training) for owner, _ in wanted]
+        for owner, flag in wanted:
+            owner.training = flag
+
+        def undo() -> None:
+            for owner, flag in before:
+                owner.training = flag
+
+        return undo
+
+    if wanted:
+        plan.actions.append(Action("training flags", do))
+
+
+def _plan_extras(
+    part: str, state: ModuleState, module: nn.Module, plan: Plan, tensors: Fresh
+) -> None:
+    targets = dict(walk(module))
+    homeless: list[str] = []
+    for path, node in state.extra.items():
+        owner = targets.get(path)
+        if owner is None or not has_extra_state(owner):
+            homeless.append(f"{part}/{path} (extra state)")
+            continue
+        value, _ = decode_value(node, tensors, path=f"{part}/{path}")
+        plan.actions.append(Action(f"{part}/{path}", _set_extra(owner, value)))
+    for path, custom in state.custom.items():
+        owner = targets.get(path)
+        if owner is None or not has_custom_state(owner):
+            homeless.append(f"{part}/{path} (its own state_dict)")
+            continue
+        plan.actions.append(Action(f"{part}/{path}", _load_custom(owner, path, custom, tensors)))
+    for path, node in state.getstate.items():
+        owner = targets.get(path)
+        if owner is None or not has_getstate(owner):
+            homeless.append(f"{part}/{path} (__getstate__)")
+            continue
+        value, _ = decode_value(node, tensors, dict(vars(owner)), f"{part}/{path}")
+        plan.actions.append(Action(f"{part}/{path}", _set_state(owner, value)))
+    if homeless:
+        plan.found(
+            grouped(
+                "unexpected-keys",
+                "error",
+                "modules here cannot take the state of their own that was saved",
+                homeless,
+                why="the class was changed since, or is another one",
+                fix='use the class that was saved, or leave it out: allow=["unexpected-keys"]',
+            )
+        )
+
+
+def _set_extra(owner: nn.Module, value: Any) -> Callable[[], Callable[[], None]]:
+    def do() -> Callable[[], None]:
+        before = copy.deepcopy(owner.get_extra_state())
+        owner.set_extra_state(value)
+        return lambda: owner.set_extra_state(before)
+
+    return do
+
+
+def _load_custom(
+    owner: nn.Module, path: str, custom: CustomState, tensors: Fresh
+) -> Callable[[], Callable[[], None]]:
+    values = {k: decode_value(n, tensors, path=f"{path}.{k}")[0] for k, n in custom.entries.items()}
+
+    def load(odd: dict[str, Any]) -> None:
+        # The module's own loader wants the whole local state; what is standard stays as it is,
+        # and is filled bit by bit afterwards.
+        standard = {
+            k: v
+            for k, v in (*owner._parameters.items(), *owner._buffers.items())
+            if v is not None and k not in owner._non_persistent_buffers_set
+        }
+        local = {**{k: v.detach().clone() for k, v in standard.items()}, **odd}
+        missing: list[str] = []
+        unexpected: list[str] = []
+        errors: list[str] = []
+        metadata = {"version": custom.version}
+        owner._load_from_state_dict(local, "", metadata, True, missing, unexpected, errors)
+        if errors or missing or unexpected:
+            raise ValueError("; ".join([*errors, *missing, *unexpected]))
+
+    def do() -> Callable[[], None]:
+        before: dict[str, Any] = {}
+        owner._save_to_state_dict(before, "", False)
+        kept = copy.deepcopy({k: v for k, v in before.items() if k in values})
+        load(values)
+        return lambda: load(kept)
+
+    return do
+
+
+def _set_state(owner: nn.Module, value: Any) -> Callable[[], Callable[[], None]]:
+    def do() -> Callable[[], None]:
+        before = dict(vars(owner))
+
+        def undo() -> None:
+            vars(owner).clear()
+            vars(owner).update(before)
+
+        try:
+            live: Any = owner
+            live.__setstate__(restored_state(owner, value))
+        except BaseException:
+            undo()
+            raise
+        return undo
+
+    return do
+
+
+def _on_meta(where: str) -> Finding:
+    return Finding(
+        code="target-on-meta",
+        severity="error",
+        where=where,
+        what="the target is on the meta device: there is no memory to fill",
+        why="a module built under torch.device('meta') has shapes and no storage",
+        fix='model.to_empty(device="cpu") before restoring',
+    )

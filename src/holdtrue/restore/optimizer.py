@@ -1,0 +1,349 @@
+"""Plans the restore of an optimizer: state by parameter name, settings by group.
+
+The groups here are matched with the saved ones by the parameters in them. Settings of the file win,
+as everywhere in torch; what that changes is reported.
+"""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from holdtrue.capture.optimizer import GROUP_KEYS, OptimizerState, parameter_names
+from holdtrue.capture.raw import dtype_name, dtype_named
+from holdtrue.findings import Finding
+from holdtrue.formats.view import LazyTensor
+from holdtrue.records.trust import class_name
+from holdtrue.records.values import TAG
+from holdtrue.restore.fresh import Fresh, decode_value
+from holdtrue.restore.plan import Action, Copy, Plan, grouped
+
+# Settings that say how a step is computed, not what: they follow the machine, not the file.
+_EXECUTION = frozenset({"foreach", "fused", "capturable"})
+# Settings that schedulers change all the time; a difference is the rule.
+_SCHEDULED = frozenset({"lr", "initial_lr", "momentum", "betas", "max_lr", "min_lr", "max_momentum",
+                        "base_momentum", "swa_lr"})  # fmt: skip
+
+
+def plan_optimizer(
+    part: str,
+    saved_class: str,
+    state: OptimizerState,
+    optimizer: torch.optim.Optimizer,
+    plan: Plan,
+    tensors: Fresh,
+    known: Mapping[int, str],
+) -> None:
+    """Add to the plan what fills `optimizer`; `known` names the parameters of the target parts."""
+    if class_name(type(optimizer)) != saved_class:
+        plan.found(_other_class(part, saved_class, class_name(type(optimizer))))
+    here = parameter_names(optimizer, known)
+    saved = _saved_names(state, plan, here)
+    if not _compare_parameters(part, saved, here, plan):
+        return
+    if isinstance(optimizer, torch.optim.LBFGS) and _order(saved) != _order(here):
+        plan.found(_lbfgs_order(part))
+        return
+    settings = _plan_settings(part, state, saved, optimizer, here, plan, tensors)
+    kept = _plan_state(state, optimizer, here, plan, tensors)
+    shared = decode_value(state.shared, tensors, path=part)[0] if state.shared else {}
+    plan.actions.append(Action(part, _attach(optimizer, settings, kept, shared)))
+
+
+def _order(groups: list[list[str]]) -> list[str]:
+    return [name for group in groups for name in group]
+
+
+def _saved_names(state: OptimizerState, plan: Plan, here: list[list[str]]) -> list[list[str]]:
+    """The saved groups under the target's names; by position where the model was not given."""
+    named = [[plan.renamed.get(n, n) for n in g.params] for g in state.groups]
+    anonymous = all(n.startswith("#") for n in _order(here))
+    if anonymous and _order(here) and [len(g) for g in named] == [len(g) for g in here]:
+        return here
+    return named
+
+
+def _compare_parameters(
+    part: str, saved: list[list[str]], here: list[list[str]], plan: Plan
+) -> bool:
+    old, new = set(_order(saved)), set(_order(here))
+    ok = True
+    if new - old:
+        ok &= plan.found(
+            grouped(
+                "optimizer-params-missing",
+                "error",
+                f"the file has no place for {len(new - old)} parameters of this optimizer",
+                sorted(new - old),
+                why="they were added, unfrozen or renamed since; torch would match by position",
+                fix="give the model to the same restore(), so that names are known, or start them "
+                'fresh: allow=["optimizer-params-missing"]',
+            )
+        )
+    if old - new:
+        ok &= plan.found(
+            grouped(
+                "optimizer-params-unexpected",
+                "error",
+                f"{len(old - new)} parameters of the saved optimizer are not in this one",
+                sorted(old - new),
+                why="they were frozen, removed or renamed since",
+                fix='drop their state: allow=["optimizer-params-unexpected"]',
+            )
+        )
+    return ok
+
+
+def _plan_settings(
+    part: str,
+    state: OptimizerState,
+    saved: list[list[str]],
+    optimizer: torch.optim.Optimizer,
+    here: list[list[str]],
+    plan: Plan,
+    tensors: Fresh,
+) -> list[dict[str, Any]]:
+    """For each group here, the settings it will have from the file."""
+    home = {name: i for i, names in enumerate(saved) for name in names}
+    # Each group decodes its own copy: a group that was split must not share a tensor learning rate.
+    chosen: list[dict[str, Any]] = []
+    differing: list[str] = []
+    regrouped = {frozenset(g) for g in saved if g} != {frozenset(g) for g in here if g}
+    for i, (group, names) in enumerate(zip(optimizer.param_groups, here, strict=True)):
+        sources = sorted({home[n] for n in names if n in home})
+        if not names and i < len(saved) and not saved[i]:
+            sources = [i]  # a group without parameters is matched by its place
+        fresh = Fresh(tensors.tensors, tensors.agreed)
+        found = [
+            decode_value(state.groups[j].settings, fresh, group, f"{part}.groups[{j}]")[0]
+            for j in sources
+        ]
+        if len(found) > 1 and any(not _alike(found[0], f) for f in found[1:]):
+            plan.found(_merged(part, i, sources))
+            found = []
+        settings = dict(found[0]) if found else {}
+        if _other_device(state, names, optimizer, plan, tensors):
+            settings = {k: v for k, v in settings.items() if k not in _EXECUTION}
+        for key, value in settings.items():
+            if key in group and key not in _SCHEDULED and not _same(group[key], value):
+                differing.append(f"{part}.groups[{i}].{key}: saved {value!r}, here {group[key]!r}")
+        chosen.append({k: v for k, v in settings.items() if k not in GROUP_KEYS})
+    if differing:
+        plan.found(
+            grouped(
+                "settings-from-file",
+                "warning",
+                "settings of the optimizer differ; those of the file are used",
+                differing,
+                why="the groups were divided anew, and each takes what its parameters had"
+                if regrouped
+                else "the code was changed since the save; a resume goes on as it was",
+                fix="to use the code's, set them again after restoring: "
+                'optimizer.param_groups[i]["…"] = …',
+            )
+        )
+    return chosen
+
+
+def _alike(a: dict[str, Any], b: dict[str, Any]) -> bool:
+    return a.keys() == b.keys() and all(_same(a[k], b[k]) for k in a)
+
+
+def _same(a: Any, b: Any) -> bool:
+    if isinstance(a, Tensor) or isinstance(b, Tensor):
+        return bool(torch.as_tensor(a).cpu().equal(torch.as_tensor(b).cpu()))
+    return bool(a == b)
+
+
+def _other_device(
+    state: OptimizerState,
+    names: list[str],
+    optimizer: torch.optim.Optimizer,
+    plan: Plan,
+    tensors: Fresh,
+) -> bool:
+    back = {new: old for old, new in plan.renamed.items()}
+    for group in optimizer.param_groups:
+        for parameter in group["params"]:
+            for name in names[:1]:
+                lazy = tensors.tensors.get(back.get(name, name))
+                if lazy is not None:
+                    return bool(lazy.device.partition(":")[0] != parameter.device.type)
+    return False
+
+
+def _plan_state(
+    state: OptimizerState,
+    optimizer: torch.optim.Optimizer,
+    here: list[list[str]],
+    plan: Plan,
+    tensors: Fresh,
+) -> dict[Tensor, Any]:
+    """parameter → its new state; tensors in it are filled later, by the plan's copies."""
+    positions = dict(zip(_order(here), _order(_saved_by_file(state, here, plan)), strict=False))
+    kept: dict[Tensor, Any] = {}
+    for group, names in zip(optimizer.param_groups, here, strict=True):
+        for parameter, name in zip(group["params"], names, strict=True):
+            old = positions.get(name, name)
+            node = state.state.get(old)
+            if node is None or name in plan.skipped:
+                continue
+            at = _Place(parameter, group, state.dtypes.get(old), plan, tensors)
+            live = optimizer.state.get(parameter, {})
+            kept[parameter] = _decode_state(node, live, old, at)
+    return kept
+
+
+def _saved_by_file(state: OptimizerState, here: list[list[str]], plan: Plan) -> list[list[str]]:
+    """For each name here, in order, the name under which the file keeps its state."""
+    renamed = _saved_names(state, plan, here)
+    if renamed is here:
+        return [g.params for g in state.groups]
+    back = {plan.renamed.get(n, n): n for g in state.groups for n in g.params}
+    return [[back.get(n, n) for n in names] for names in here]
+
+
+class _Place:
+    """Where a parameter's state is to live: its device and dtype rules."""
+
+    def __init__(
+        self,
+        parameter: Tensor,
+        group: Mapping[str, Any],
+        saved_dtype: str | None,
+        plan: Plan,
+        tensors: Fresh,
+    ) -> None:
+        self.parameter, self.group, self.plan, self.tensors = parameter, group, plan, tensors
+        self.saved_dtype = saved_dtype
+
+    def tensor(self, key: str, name: str, live: Any) -> Any:
+        """The tensor to hold a stored one: the live one if it fits, else a new one."""
+        lazy = self.tensors.tensors[key]
+        if lazy.layout != "strided" or lazy.class_name or lazy.numpy:
+            made = self.tensors(key)
+            return made.to(self.parameter.device) if isinstance(made, Tensor) else made
+        dtype, device = self._dtype(lazy), self._device(lazy, name)
+        fits = (
+            isinstance(live, Tensor)
+            and type(live) is Tensor
+            and tuple(live.shape) == lazy.shape
+            and live.dtype == dtype
+            and live.device == device
+            and live.stride() == lazy.stride
+        )
+        if not fits:
+            live = torch.empty_strided(lazy.shape, lazy.stride, dtype=dtype, device=device)
+        self.plan.copies.append(Copy(lazy, live, cast=dtype_name(live.dtype) != lazy.dtype))
+        return live
+
+    def _dtype(self, lazy: LazyTensor) -> torch.dtype | None:
+        # State in the parameter's own dtype follows the parameter; state in another (float32
+        # moments of bfloat16 weights) is kept as it is. torch would cast both.
+        if lazy.dtype == self.saved_dtype and self.parameter.is_floating_point():
+            return self.parameter.dtype
+        return dtype_named(lazy.dtype)
+
+    def _device(self, lazy: LazyTensor, name: str) -> torch.device:
+        # As torch.optim.Optimizer._process_value_according_to_param_policy
+        if name == "step" and not (self.group.get("capturable") or self.group.get("fused")):
+            return torch.device("cpu")
+        return self.parameter.device
+
+
+def _decode_state(node: Any, live: Any, name: str, at: _Place) -> Any:
+    if not isinstance(node, dict) or TAG in node:
+        return decode_value(node, at.tensors, live, name)[0]
+    state: dict[Any, Any] = {}
+    for key, item in node.items():
+        peer = live.get(key) if isinstance(live, dict) else None
+        if isinstance(item, dict) and item.get(TAG) == "tensor":
+            state[key] = at.tensor(item["v"], key, peer)
+        else:
+            value, _ = decode_value(item, at.tensors, peer, f"{name}/{key}")
+            state[key] = _to_device(value, at.parameter.device)
+    return state
+
+
+def _to_device(value: Any, device: torch.device) -> Any:
+    if isinstance(value, Tensor):
+        return value.to(device)
+    if type(value) in (list, tuple):
+        return type(value)(_to_device(v, device) for v in value)
+    return value
+
+
+def _attach(
+    optimizer: torch.optim.Optimizer,
+    settings: list[dict[str, Any]],
+    kept: dict[Tensor, Any],
+    shared: dict[Any, Any],
+) -> Callable[[], Callable[[], None]]:
+    def do() -> Callable[[], None]:
+        attributes = dict(vars(optimizer))
+        before = [dict(group) for group in optimizer.param_groups]
+        groups, state = list(optimizer.param_groups), dict(optimizer.state)
+
+        def undo() -> None:
+            vars(optimizer).clear()
+            vars(optimizer).update(attributes)
+            for group, old in zip(groups, before, strict=True):
+                group.clear()
+                group.update(old)
+            optimizer.param_groups[:] = groups
+            optimizer.state.clear()
+            optimizer.state.update(state)
+
+        try:
+            for group, new in zip(optimizer.param_groups, settings, strict=True):
+                for key, value in new.items():
+                    group[key] = value
+            optimizer.state.clear()
+            optimizer.state.update(kept)
+            optimizer.state.update(shared)
+            # Fills in settings that an older torch did not have, as load_state_dict does.
+            optimizer.__setstate__({"state": optimizer.state, "param_groups": groups})
+        except BaseException:
+            undo()
+            raise
+        return undo
+
+    return do
+
+
+def _other_class(part: str, saved: str, here: str) -> Finding:
+    return Finding(
+        code="class-changed",
+        severity="error",
+        where=part,
+        what="this optimizer is of another class than the saved one",
+        why="the state of one is not the state of the other: moments, steps and settings differ",
+        fix="build the optimizer that was saved, start fresh by leaving this part out, or accept "
+        'it where the two are akin: allow=["class-changed"]',
+        saved=saved,
+        expected=here,
+    )
+
+
+def _merged(part: str, group: int, sources: list[int]) -> Finding:
+    return Finding(
+        code="optimizer-groups-merged",
+        severity="error",
+        where=f"{part}.groups[{group}]",
+        what=f"its parameters come from groups {sources} of the file, whose settings differ",
+        why="one group can have one learning rate, weight decay, … only",
+        fix="build the groups as they were saved, or keep the code's settings for this one: "
+        'allow=["optimizer-groups-merged"]',
+    )
+
+
+def _lbfgs_order(part: str) -> Finding:
+    return Finding(
+        code="optimizer-order-changed",
+        severity="error",
+        where=part,
+        what="LBFGS was saved with its parameters in another order",
+        why="it keeps one flat vector over all parameters, which cannot be taken apart by name",
+        fix="give the parameters in the saved order, or start this optimizer fresh",
+    )

@@ -1,0 +1,110 @@
+"""A restore as data: what will be copied where, and what will be set, with its way back."""
+
+import fnmatch
+import re
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+from msgspec import Struct, field
+from msgspec.structs import replace
+from torch import Tensor
+
+from holdtrue.findings import Finding
+from holdtrue.formats.view import LazyTensor
+
+# What a caller may accept by `allow`; each turns an error into a note.
+ALLOWABLE = {
+    "missing-keys": "parameters of the target that the file lacks keep their values",
+    "unexpected-keys": "what the target has no place for is left out",
+    "shape-mismatch": "tensors of another shape are left out",
+    "dtype-narrowed": "values are rounded to the target's dtype",
+    "dtype-changed": "values are converted to another kind of number",
+    "class-changed": "the state of one class is put into another",
+    "tie-conflict": "of two values for one tied tensor, the first wins",
+    "tie-lost": "tensors that were tied are filled, and stay apart",
+    "optimizer-params-missing": "parameters new to the optimizer start fresh",
+    "optimizer-params-unexpected": "state of parameters that are gone is dropped",
+    "optimizer-groups-merged": "groups that were merged keep the code's settings",
+    "value-differs": "a value that cannot be changed in place stays as it is here",
+    "part-missing": "parts that the file lacks stay as they are",
+    "loader-changed": "the data loader goes on with its new settings",
+}
+
+
+class Copy(Struct, frozen=True, eq=False):
+    """Fill `into` with a stored tensor; `cast` when their dtypes differ."""
+
+    lazy: LazyTensor
+    into: Tensor
+    cast: bool = False
+
+
+class Action(Struct, frozen=True, eq=False):
+    """Something that runs before the tensors are copied. `do` returns its own way back."""
+
+    where: str
+    do: Callable[[], Callable[[], None]]
+
+
+class Choice(Struct, frozen=True):
+    """What the caller asked for beside the targets."""
+
+    only: tuple[str, ...] = ()
+    rename: Mapping[str, str] = field(default_factory=dict)
+    allow: frozenset[str] = frozenset()
+
+
+class Plan(Struct, eq=False):
+    """Everything a restore will do, gathered before any of it is done."""
+
+    choice: Choice
+    copies: list[Copy] = field(default_factory=list)
+    actions: list[Action] = field(default_factory=list)
+    findings: list[Finding] = field(default_factory=list)
+    renamed: dict[str, str] = field(default_factory=dict)  # tensor key saved → key in the target
+    skipped: set[str] = field(default_factory=set)  # target keys that stay as they are
+
+    def found(self, finding: Finding) -> bool:
+        """Record a finding; True when the caller allowed it."""
+        allowed = finding.code in self.choice.allow and finding.severity == "error"
+        self.findings.append(replace(finding, severity="note") if allowed else finding)
+        return allowed
+
+
+def renamer(rename: Mapping[str, str]) -> Callable[[str], str]:
+    """A function that applies the first pattern that fits: {"old.*": "new.*"}, each * in turn."""
+    rules = [(re.compile(_pattern(old)), new.split("*")) for old, new in rename.items()]
+
+    def apply(name: str) -> str:
+        for pattern, pieces in rules:
+            match = pattern.fullmatch(name)
+            if match:
+                groups = [*match.groups(), *[""] * len(pieces)]
+                return "".join(p + g for p, g in zip(pieces, groups, strict=False))
+        return name
+
+    return apply
+
+
+def selects(only: Iterable[str], part: str, name: str) -> bool:
+    """True when no patterns are given, or one fits the name or "part/name"."""
+    patterns = tuple(only)
+    return not patterns or any(
+        fnmatch.fnmatchcase(name, p) or fnmatch.fnmatchcase(f"{part}/{name}", p) for p in patterns
+    )
+
+
+def _pattern(glob: str) -> str:
+    return "(.*)".join(re.escape(piece) for piece in glob.split("*"))
+
+
+def grouped(code: str, severity: Any, what: str, places: list[str], **more: Any) -> Finding:
+    """One finding for one cause in several places."""
+    return Finding(
+        code=code,
+        severity=severity,
+        where=places[0],
+        what=what,
+        places=tuple(places) if len(places) > 1 else (),
+        **more,
+    )

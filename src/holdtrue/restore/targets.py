@@ -1,0 +1,132 @@
+"""From the parts of a checkpoint and what the caller wants filled, to one plan."""
+
+import difflib
+from collections.abc import Mapping
+from typing import Any
+
+import msgspec
+import torch
+from torch import nn
+
+from holdtrue.capture.module import ModuleState
+from holdtrue.capture.optimizer import OptimizerState
+from holdtrue.capture.parts import RNG, has_own_state, known_tensors
+from holdtrue.errors import DamageError, fail
+from holdtrue.findings import Finding
+from holdtrue.records.manifest import Part
+from holdtrue.records.trust import class_name
+from holdtrue.restore.fresh import Fresh
+from holdtrue.restore.module import plan_module
+from holdtrue.restore.optimizer import plan_optimizer
+from holdtrue.restore.plan import ALLOWABLE, Choice, Plan, grouped
+from holdtrue.restore.value import other_class, plan_loader, plan_rng, plan_value
+
+
+def plan_restore(
+    parts: Mapping[str, Part], tensors: Fresh, targets: Mapping[str, Any], choice: Choice, rng: bool
+) -> Plan:
+    """Compare every target with its part. Nothing is changed; findings are in the plan."""
+    plan = Plan(choice)
+    _check_choice(choice, plan)
+    known = known_tensors(targets)
+    held = {
+        id(p): name
+        for name, value in targets.items()
+        if isinstance(value, torch.optim.Optimizer)
+        for group in value.param_groups
+        for p in group["params"]
+    }
+    # Modules first: the optimizers need to know how their parameters are called in the file.
+    for name, target in sorted(targets.items(), key=lambda item: _order(item[1])):
+        part = parts.get(name)
+        if part is None:
+            plan.found(_part_missing(name, [p for p in parts if p != RNG]))
+        else:
+            _plan_part(name, part, target, plan, tensors, known, held)
+    if rng and RNG in parts:
+        plan_rng(parts[RNG], plan, tensors)
+    left = [name for name in parts if name not in targets and (name != RNG or not rng)]
+    if left:
+        plan.found(grouped("parts-left", "note", "parts of the file were not asked for", left))
+    return plan
+
+
+def _order(target: Any) -> int:
+    return 0 if isinstance(target, nn.Module) else 1 if has_own_state(target) else 2
+
+
+def _plan_part(
+    name: str,
+    part: Part,
+    target: Any,
+    plan: Plan,
+    tensors: Fresh,
+    known: Mapping[int, str],
+    held: Mapping[int, str],
+) -> None:
+    try:
+        if part.kind == "module" and isinstance(target, nn.Module):
+            state = msgspec.convert(part.state, ModuleState)
+            _check_keys(state.entries.values(), tensors)
+            plan_module(name, state, target, plan, tensors, held)
+        elif part.kind == "optimizer" and has_own_state(target):
+            kept = msgspec.convert(part.state, OptimizerState)
+            plan_optimizer(name, part.class_name or "?", kept, target, plan, tensors, known)
+        elif part.kind == "loader":
+            plan_loader(name, part, target, plan, tensors)
+        elif part.kind == "value" and not isinstance(target, nn.Module):
+            plan_value(name, part, target, plan, tensors)
+        else:
+            plan.found(other_class(name, part.class_name or part.kind, class_name(type(target))))
+    except msgspec.ValidationError as error:
+        raise _damaged(name, f"part of kind {part.kind!r}: {error}") from None
+    except KeyError as error:
+        raise _damaged(name, f"it names {error}, which the manifest does not have") from None
+
+
+def _check_keys(keys: Any, tensors: Fresh) -> None:
+    for key in keys:
+        tensors.tensors[key]
+
+
+def _check_choice(choice: Choice, plan: Plan) -> None:
+    for code in sorted(choice.allow - ALLOWABLE.keys()):
+        near = difflib.get_close_matches(code, ALLOWABLE, 1)
+        plan.found(
+            Finding(
+                code="allow-unknown",
+                severity="error",
+                where=f"allow=[{code!r}]",
+                what="there is no such code to allow",
+                why="what may be allowed: " + ", ".join(ALLOWABLE),
+                fix=f"did you mean {near[0]!r}?" if near else "use one of those",
+            )
+        )
+
+
+def _part_missing(name: str, present: list[str]) -> Finding:
+    near = difflib.get_close_matches(name, present, 1)
+    return Finding(
+        code="part-missing",
+        severity="error",
+        where=name,
+        what=f"the checkpoint has no part {name!r}",
+        why=f"it holds {', '.join(present) or 'no parts'}",
+        fix=(f"did you mean {near[0]!r}? Or " if near else "")
+        + 'leave it as it is: allow=["part-missing"]',
+    )
+
+
+def _damaged(where: str, why: str) -> DamageError:
+    return fail(
+        DamageError,
+        where,
+        Finding(
+            code="manifest-damaged",
+            severity="error",
+            where=where,
+            what="the manifest describes something that cannot be",
+            why=why,
+            fix="use another checkpoint; this one was not written by holdtrue as it stands",
+        ),
+    )

@@ -1,0 +1,1 @@
+"""A run: a directory of checkpoints of one training, saved, pruned and resumed."""
