@@ -7,6 +7,7 @@ import pytest
 from damage import flips, survives, truncations
 
 from holdtrue.errors import DamageError, HoldtrueError
+from holdtrue.formats.arrays import numpy_dtype
 from holdtrue.formats.numpy_files import read_npy, read_npz
 from holdtrue.formats.tensor_bytes import read_tensor
 from holdtrue.limits import override
@@ -126,7 +127,7 @@ def test_structures_are_data_with_their_fields_beside_them(tmp_path, descr, comp
     with path.open("wb") as file:
         (np.savez_compressed if compressed else np.savez)(file, a=array)
     tensor = read_npz(str(path)).tensors["a"]
-    again = read_tensor(tensor).view(np.dtype(tensor.state["descr"])).reshape(tensor.shape)
+    again = read_tensor(tensor).view(numpy_dtype(tensor, "a")).reshape(tensor.shape)
     assert again.dtype == dtype
     assert again.tobytes() == raw
 
