@@ -17,7 +17,7 @@ from torch.distributed.checkpoint.filesystem import SerializationFormat
 from torch.distributed.checkpoint.metadata import ChunkStorageMetadata
 from write_dcp import whole
 
-from holdtrue.errors import DamageError, HoldtrueError
+from holdtrue.errors import DamageError, HoldtrueError, OpenError
 from holdtrue.formats.chunks import misfit
 from holdtrue.formats.dcp import read_incomplete
 from holdtrue.formats.opening import read
@@ -113,6 +113,7 @@ def test_the_tree_is_put_together_again(tmp_path):
     }
     save(state, tmp_path)
     tree = read(str(tmp_path)).tree
+    assert read(str(tmp_path)).about["would_run"] == []
     assert tree["epoch"] == 3
     assert tree["names"] == ("a", "b")
     assert tree["none"] is None
@@ -169,6 +170,16 @@ def test_the_safetensors_writer(tmp_path, how):
     assert {k: read_tensor(t).tobytes() for k, t in view.tensors.items()} == {
         k: raw(t) for k, t in state.items()
     }
+
+
+def test_a_shard_by_itself_is_named(tmp_path):
+    save({"a": torch.ones(3), "b": torch.zeros(500), "c": {"d": 1}}, tmp_path)
+    for present in (True, False):
+        with pytest.raises(OpenError) as error:
+            read(str(tmp_path / "__0_0.distcp"))
+        assert error.value.report.findings[0].code == "shard-alone"
+        if present:
+            (tmp_path / ".metadata").unlink()
 
 
 # Two processes

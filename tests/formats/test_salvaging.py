@@ -80,6 +80,21 @@ def test_the_tree_has_gaps_and_no_wrong_numbers(tmp_path):
     assert set(found.view.tensors) == {"model/w0", "model/w2", "model/w3", "model/w4"}
 
 
+@pytest.mark.parametrize("legacy", [False, True])
+def test_the_bytes_missing_are_counted(tmp_path, legacy):
+    path = tmp_path / "f"
+    torch.save(STATE, path, _use_new_zipfile_serialization=not legacy)
+    data = path.read_bytes()
+    at = data.index(STATE["w3"].numpy().tobytes())
+    path.write_bytes(data[: at + 100])
+    found = salvage(str(path))
+    missing = {lost.path: lost.missing for lost in found.lost}
+    assert missing["w3"] == STATE["w3"].nbytes - 100
+    others = {k: n for k, n in missing.items() if k != "w3"}
+    assert others == {k: STATE[k].nbytes for k in others}
+    assert legacy or list(missing) == ["w3", "w4"]
+
+
 def test_without_the_directory_at_all(tmp_path):
     path = tmp_path / "f"
     torch.save(STATE, path)

@@ -135,6 +135,7 @@ def _read_spans(
             )
         nbytes = numel * DTYPES[found.dtype].itemsize
         if nbytes > source.remaining:
+            spans[name] = (source.offset, nbytes)  # salvage says how much of it is missing
             raise _cut(where, name, nbytes, source.remaining)
         spans[name] = (source.skip(nbytes), nbytes)
     if source.remaining:

@@ -11,7 +11,8 @@ from msgspec.structs import replace
 
 from holdtrue.errors import HoldtrueError
 from holdtrue.findings import Finding, Report, report
-from holdtrue.formats.tensor_bytes import digest_mismatch, element_bytes, reach, storage_chunks
+from holdtrue.formats.pieces import reach
+from holdtrue.formats.tensor_bytes import digest_mismatch, element_bytes, storage_chunks
 from holdtrue.formats.tree_walk import each_node
 from holdtrue.formats.view import LazyTensor, Piece, Storage, View
 from holdtrue.formats.zip_archive import read_directory, storage_of

@@ -13,6 +13,8 @@ from holdtrue.limits import MIB
 ZipKind = Literal["torch-zip", "torchscript", "pt2", "npz"]
 
 _ENCRYPTED = 0x0001
+_ANOTHER = re.compile(rb"PK\x05\x06.{16}\0\0PK\x03\x04", re.DOTALL)  # an end, then a beginning
+_SEARCHED = 16 * MIB
 
 
 def name_zip(path: str) -> ZipKind:
@@ -22,8 +24,10 @@ def name_zip(path: str) -> ZipKind:
     except DamageError:
         return _by_first_record(path)
     names = [entry.name for entry in archive.entries]
-    if not names and archive.findings:
-        return _by_first_record(path)  # the directory is there, and points at nothing
+    if not names and archive.findings:  # the directory is there, and points at nothing
+        if _ANOTHER.search(read_bytes(path, 0, _SEARCHED)):
+            raise _in_a_row(path)
+        return _by_first_record(path)
     if not names:
         raise refuse(
             path, "file-empty", "the file is an empty zip archive", "it holds no records",
