@@ -147,9 +147,9 @@ def has_custom_state(module: nn.Module) -> bool:
 def has_getstate(module: nn.Module) -> bool:
     """True for a user's class that says itself what is to be kept of it."""
     cls = type(module)
-    library = cls.__module__.partition(".")[0] == "torch"
-    getstate: Any = cls.__getstate__
-    return not library and getstate is not object.__getstate__ and hasattr(cls, "__setstate__")
+    giver = next(c for c in cls.__mro__ if "__getstate__" in vars(c))
+    library = giver is object or giver.__module__.partition(".")[0] == "torch"
+    return not library and hasattr(cls, "__setstate__")
 
 
 _INTERNALS = frozenset(vars(nn.Module())) | {"_is_full_backward_hook"}
