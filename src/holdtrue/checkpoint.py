@@ -114,14 +114,15 @@ class Checkpoint:
             raise KeyError(f"{self.path} has no part {part!r}; it has {', '.join(self.parts)}")
         record = self._manifest.parts[part]
         if record.kind == "module":
-            names = record.state["entries"]
+            names = record.state.get("entries", {})
             return OrderedDict(
                 (name, self._tensor(key))
                 for name, key in names.items()
                 if self._manifest.tensors[key].persistent
             )
         if record.kind == "optimizer":
-            state = {name: self._value(node, part) for name, node in record.state["state"].items()}
+            kept = record.state.get("state", {})
+            state = {name: self._value(node, part) for name, node in kept.items()}
             groups = [
                 {**self._value(g["settings"], part), "params": g["params"]}
                 for g in record.state["groups"]
@@ -132,7 +133,7 @@ class Checkpoint:
     def restore(
         self,
         *,
-        allow: Iterable[str] = (),
+        allow: str | Iterable[str] = (),
         only: str | Iterable[str] = (),
         rename: Mapping[str, str] | None = None,
         trust: Iterable[type | str] = (),
@@ -154,8 +155,8 @@ class Checkpoint:
         from holdtrue.restore.plan import Choice
         from holdtrue.restore.targets import plan_restore
 
-        patterns = (only,) if isinstance(only, str) else tuple(only)
-        choice = Choice(patterns, dict(rename or {}), frozenset(allow))
+        patterns = tuple(p for p in _several(only) if p)
+        choice = Choice(patterns, dict(rename or {}), frozenset(_several(allow)))
         resume = any(has_own_state(t) for t in targets.values()) if rng is None else rng
         fresh = Fresh(self._view.tensors, _joined(self._agreed, trust))
         targets.pop(RNG, None)
@@ -180,9 +181,7 @@ class Checkpoint:
         return decode_value(node, Fresh(self._view.tensors, self._agreed), path=part)[0]
 
 
-def open(
-    path: str | os.PathLike[str], *, trust: Iterable[type | str] = ()
-) -> Checkpoint:
+def open(path: str | os.PathLike[str], *, trust: Iterable[type | str] = ()) -> Checkpoint:
     """Open a checkpoint: a directory, a run (its latest), `run@best`, `run@latest` or `run@400`.
 
     Reads and verifies the manifest and the files' headers; tensors are read when asked for.
@@ -214,6 +213,10 @@ def verify(path: str | os.PathLike[str]) -> Report:
     strays = sorted(n for n in os.listdir(directory) if n not in listed and n != "source")
     findings += [_stray(directory / name) for name in strays]
     return report(str(directory), findings)
+
+
+def _several(given: str | Iterable[str]) -> Iterable[str]:
+    return (given,) if isinstance(given, str) else given
 
 
 def _joined(agreed: Trust, more: Iterable[type | str]) -> Trust:

@@ -64,25 +64,33 @@ class Entry(Struct, frozen=True, eq=False):
         return self.attribute in self.owner._parameters
 
 
-def unwrap(module: nn.Module) -> nn.Module:
-    """The module inside any known wrappers."""
+def layers(module: nn.Module) -> Iterator[nn.Module]:
+    """The module, what it wraps if it is a known wrapper, and so on to the innermost."""
     while True:
+        yield module
         inner = next(
             (_WRAPPERS[n] for c in type(module).__mro__ if (n := class_name(c)) in _WRAPPERS), None
         )
         wrapped = getattr(module, inner, None) if inner else None
         if not isinstance(wrapped, nn.Module):
-            return module
+            return
         module = wrapped
 
 
-def walk(module: nn.Module, path: str = "") -> Iterator[tuple[str, nn.Module]]:
-    """Every module with its clean path, wrappers looked through; shared ones once for each path."""
-    module = unwrap(module)
+def walk(
+    module: nn.Module, path: str = "", *, wrappers: bool = False
+) -> Iterator[tuple[str, nn.Module]]:
+    """Every module with its clean path, shared ones once for each path.
+
+    Wrappers are looked through, or come as well, under the path of what they wrap.
+    """
+    *around, module = layers(module)
+    if wrappers:
+        yield from ((path, wrapper) for wrapper in around)
     yield path, module
     for name, child in module._modules.items():
         if child is not None:
-            yield from walk(child, f"{path}.{name}" if path else name)
+            yield from walk(child, f"{path}.{name}" if path else name, wrappers=wrappers)
 
 
 def entries(module: nn.Module) -> Iterator[Entry]:
@@ -152,21 +160,21 @@ def has_getstate(module: nn.Module) -> bool:
     return not library and hasattr(cls, "__setstate__")
 
 
-_INTERNALS = frozenset(vars(nn.Module())) | {"_is_full_backward_hook"}
+INTERNALS = frozenset(vars(nn.Module())) | {"_is_full_backward_hook"}
 
 
 def own_state(state: Any) -> Any:
     """What `__getstate__` gave, without torch's bookkeeping and what is kept elsewhere."""
     if not isinstance(state, dict):
         return state
-    return {k: v for k, v in state.items() if k not in _INTERNALS and not isinstance(v, nn.Module)}
+    return {k: v for k, v in state.items() if k not in INTERNALS and not isinstance(v, nn.Module)}
 
 
 def restored_state(module: nn.Module, state: Any) -> Any:
     """The other way: what `__setstate__` is to receive, with the module's live internals."""
     if not isinstance(state, dict):
         return state
-    internals = {k: v for k, v in vars(module).items() if k in _INTERNALS}
+    internals = {k: v for k, v in vars(module).items() if k in INTERNALS}
     return {**internals, **state}
 
 

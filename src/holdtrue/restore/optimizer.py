@@ -187,6 +187,9 @@ def _plan_state(
         for parameter, name in zip(group["params"], names, strict=True):
             old = positions.get(name, name)
             node = state.state.get(old)
+            if name in plan.skipped and parameter in optimizer.state:
+                # A parameter that keeps its value keeps the moments that belong to it.
+                kept[parameter] = optimizer.state[parameter]
             if node is None or name in plan.skipped:
                 continue
             at = _Place(parameter, group, state.dtypes.get(old), plan, tensors)

@@ -43,6 +43,7 @@ def plan_restore(
             plan.found(_part_missing(name, [p for p in parts if p != RNG]))
         else:
             _plan_part(name, part, target, plan, tensors, known, held)
+    _check_patterns(choice, parts, plan)
     if rng and RNG in parts:
         plan_rng(parts[RNG], plan, tensors)
     left = [name for name in parts if name not in targets and (name != RNG or not rng)]
@@ -102,6 +103,48 @@ def _check_choice(choice: Choice, plan: Plan) -> None:
                 fix=f"did you mean {near[0]!r}?" if near else "use one of those",
             )
         )
+
+
+def _check_patterns(choice: Choice, parts: Mapping[str, Part], plan: Plan) -> None:
+    """A pattern that fits nothing is a typing error, and would leave tensors out in silence."""
+    names = [
+        f"{part}/{name}"
+        for part, record in parts.items()
+        if record.kind == "module" and isinstance(record.state, dict)
+        for name in record.state.get("entries", {})
+    ]
+    for pattern in choice.only:
+        if pattern not in plan.used:
+            plan.found(
+                Finding(
+                    code="only-matches-nothing",
+                    severity="error",
+                    where=f"only={pattern!r}",
+                    what="no tensor of the models has a name like this",
+                    why=_names_like(pattern, names),
+                    fix='a pattern is a whole name, with * for any text: "fc.*", "model/fc.*"',
+                )
+            )
+    for old, new in choice.rename.items():
+        if old not in plan.used:
+            plan.found(
+                Finding(
+                    code="rename-unused",
+                    severity="warning",
+                    where=f"rename={{{old!r}: {new!r}}}",
+                    what="no stored tensor has a name like this, so nothing was renamed by it",
+                    why=_names_like(old, names),
+                    fix="leave the pattern out, or write it as the file has the names",
+                )
+            )
+
+
+def _names_like(pattern: str, names: list[str]) -> str:
+    """The names of the file, each subtree as one pattern."""
+    plain = names if "/" in pattern else [name.partition("/")[2] for name in names]
+    trees = list(dict.fromkeys(n.partition(".")[0] + ".*" * ("." in n) for n in plain))
+    shown = ", ".join(trees[:8]) + (", …" if len(trees) > 8 else "")
+    return f"the file has {shown or 'no models'}"
 
 
 def _part_missing(name: str, present: list[str]) -> Finding:
