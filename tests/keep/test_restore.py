@@ -2,7 +2,7 @@
 
 import copy
 import random
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -662,14 +662,14 @@ def test_parts_that_were_not_asked_for_are_a_note(saved: Path) -> None:
 
 
 @pytest.fixture
-def rng_moved(saved: Path) -> Iterator[Callable[..., bool]]:
+def rng_moved(saved: Path) -> Callable[..., bool]:
     def moved(**arguments: Any) -> bool:
         torch.manual_seed(5)
         before = torch.get_rng_state()
         holdtrue.open(saved).restore(**arguments)
         return not torch.equal(before, torch.get_rng_state())
 
-    yield moved
+    return moved
 
 
 def test_random_states_come_back_with_an_optimizer_or_on_request(

@@ -7,12 +7,13 @@ out non-persistent buffers, and its hooks may rename or drop what is really ther
 from collections.abc import Iterator
 from typing import Any
 
-from msgspec import Struct, field
+from msgspec import Struct
 from torch import Tensor, nn
 
 from holdtrue.capture.tensors import TensorSet, add_tensor
 from holdtrue.capture.values import ValueEncoder
 from holdtrue.findings import Finding
+from holdtrue.records.parts import CustomState, ModuleState
 from holdtrue.records.trust import class_name
 
 # Wrappers that add a name of their own to every key: class → attribute of the wrapped module.
@@ -31,23 +32,6 @@ _WRAPPERS = {
     "lightning_fabric.wrappers._FabricModule": "_forward_module",
     "deepspeed.runtime.engine.DeepSpeedEngine": "module",
 }
-
-
-class CustomState(Struct, frozen=True):
-    """Entries that a module writes by a `_save_to_state_dict` of its own, as value nodes."""
-
-    version: int | None
-    entries: dict[str, Any]
-
-
-class ModuleState(Struct, frozen=True, omit_defaults=True):
-    """The state of a module part. Keys of the maps are module paths, "" for the root."""
-
-    entries: dict[str, str] = field(default_factory=dict)  # name → tensor key, in module order
-    training: dict[str, bool] = field(default_factory=dict)  # only where it differs from the parent
-    extra: dict[str, Any] = field(default_factory=dict)  # get_extra_state()
-    custom: dict[str, CustomState] = field(default_factory=dict)
-    getstate: dict[str, Any] = field(default_factory=dict)  # __getstate__() of user classes
 
 
 class Entry(Struct, frozen=True, eq=False):

@@ -90,6 +90,8 @@ def _contents(value: Any, seen: set[int], depth: int) -> Undo:
     seen.add(id(value))
     if isinstance(value, Tensor | np.ndarray):
         return _numbers(value)
+    put: Callable[[Any, Any], None]
+    kept: Any
     if isinstance(value, dict):
         inside, put, kept = list(value.values()), _refill_dict, dict(value)
     elif isinstance(value, list | deque | set):

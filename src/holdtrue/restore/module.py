@@ -10,9 +10,7 @@ from torch import Tensor, nn
 
 from holdtrue.capture.module import (
     INTERNALS,
-    CustomState,
     Entry,
-    ModuleState,
     entries,
     has_custom_state,
     has_extra_state,
@@ -23,6 +21,7 @@ from holdtrue.capture.module import (
 from holdtrue.capture.raw import dtype_name
 from holdtrue.findings import Finding
 from holdtrue.formats.view import LazyTensor
+from holdtrue.records.parts import CustomState, ModuleState
 from holdtrue.restore.casting import dtype_findings
 from holdtrue.restore.fresh import Fresh, decode_value
 from holdtrue.restore.memento import remember_attributes
@@ -152,6 +151,8 @@ def _compare_shapes(
             wrong.append(f"{part}/{name}: saved {list(lazy.shape)}, here {_shape(tensor)}")
         elif not lazy_target and tensor.device.type == "meta":
             plan.found(_on_meta(f"{part}/{name}"))
+        elif lazy.layout == "quantized" or tensor.is_quantized:
+            continue  # compared as a whole, with its scheme
         elif not lazy_target and dtype_name(tensor.dtype) != lazy.dtype:
             differing.append((f"{part}/{name}", lazy, dtype_name(tensor.dtype)))
             continue

@@ -10,10 +10,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from holdtrue.capture.optimizer import GROUP_KEYS, OptimizerState, parameter_names
+from holdtrue.capture.optimizer import GROUP_KEYS, parameter_names
 from holdtrue.capture.raw import dtype_name, dtype_named
 from holdtrue.findings import Finding
 from holdtrue.formats.view import LazyTensor
+from holdtrue.records.parts import OptimizerState
 from holdtrue.records.trust import class_name
 from holdtrue.records.values import TAG
 from holdtrue.restore.fresh import Fresh, decode_value

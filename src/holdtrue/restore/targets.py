@@ -8,14 +8,12 @@ import msgspec
 import torch
 from torch import nn
 
-from holdtrue.capture.module import ModuleState
-from holdtrue.capture.optimizer import OptimizerState
 from holdtrue.capture.parts import RNG, has_own_state, known_tensors
-from holdtrue.errors import DamageError, fail
 from holdtrue.findings import Finding
 from holdtrue.records.manifest import Part
+from holdtrue.records.parts import ModuleState, OptimizerState
 from holdtrue.records.trust import class_name
-from holdtrue.restore.fresh import Fresh
+from holdtrue.restore.fresh import Fresh, unusable
 from holdtrue.restore.module import plan_module
 from holdtrue.restore.optimizer import plan_optimizer
 from holdtrue.restore.plan import ALLOWABLE, Choice, Plan, grouped
@@ -68,7 +66,6 @@ def _plan_part(
     try:
         if part.kind == "module" and isinstance(target, nn.Module):
             state = msgspec.convert(part.state, ModuleState)
-            _check_keys(state.entries.values(), tensors)
             plan_module(name, state, target, plan, tensors, held)
         elif part.kind == "optimizer" and has_own_state(target):
             kept = msgspec.convert(part.state, OptimizerState)
@@ -80,14 +77,9 @@ def _plan_part(
         else:
             plan.found(other_class(name, part.class_name or part.kind, class_name(type(target))))
     except msgspec.ValidationError as error:
-        raise _damaged(name, f"part of kind {part.kind!r}: {error}") from None
+        raise unusable(name, f"part of kind {part.kind!r}: {error}") from None
     except KeyError as error:
-        raise _damaged(name, f"it names {error}, which the manifest does not have") from None
-
-
-def _check_keys(keys: Any, tensors: Fresh) -> None:
-    for key in keys:
-        tensors.tensors[key]
+        raise unusable(name, f"it names {error}, which the manifest does not have") from None
 
 
 def _check_choice(choice: Choice, plan: Plan) -> None:
@@ -110,7 +102,7 @@ def _check_patterns(choice: Choice, parts: Mapping[str, Part], plan: Plan) -> No
     names = [
         f"{part}/{name}"
         for part, record in parts.items()
-        if record.kind == "module" and isinstance(record.state, dict)
+        if record.kind == "module"
         for name in record.state.get("entries", {})
     ]
     for pattern in choice.only:
@@ -157,19 +149,4 @@ def _part_missing(name: str, present: list[str]) -> Finding:
         why=f"it holds {', '.join(present) or 'no parts'}",
         fix=(f"did you mean {near[0]!r}? Or " if near else "")
         + 'leave it as it is: allow=["part-missing"]',
-    )
-
-
-def _damaged(where: str, why: str) -> DamageError:
-    return fail(
-        DamageError,
-        where,
-        Finding(
-            code="manifest-damaged",
-            severity="error",
-            where=where,
-            what="the manifest describes something that cannot be",
-            why=why,
-            fix="use another checkpoint; this one was not written by holdtrue as it stands",
-        ),
     )

@@ -14,7 +14,7 @@ from holdtrue.findings import Finding
 from holdtrue.records.manifest import Part
 from holdtrue.records.trust import class_name
 from holdtrue.records.values import TAG, Revival, set_state
-from holdtrue.restore.fresh import Fresh, decode_value
+from holdtrue.restore.fresh import Fresh, decode_value, unusable
 from holdtrue.restore.memento import remember
 from holdtrue.restore.plan import Action, Copy, Plan, grouped
 
@@ -55,6 +55,10 @@ def plan_loader(name: str, part: Part, live: Any, plan: Plan, tensors: Fresh) ->
         return
     generators = loaders.generators(live)
     value, decoding = decode_value(part.state, tensors, {"generators": generators}, name)
+    if not isinstance(value, dict) or not all(
+        isinstance(value.get(k), dict) for k in ("settings", "generators")
+    ):
+        raise unusable(name, "it is not the state of a data loader")
     here = loaders.settings(live)
     differing = [
         f"{name}.{key}: saved {saved!r}, here {here.get(key)!r}"
@@ -83,6 +87,8 @@ def plan_loader(name: str, part: Part, live: Any, plan: Plan, tensors: Fresh) ->
 def plan_rng(part: Part, plan: Plan, tensors: Fresh) -> None:
     """Python's, NumPy's and torch's global random states."""
     value, _ = decode_value(part.state, tensors, path="rng")
+    if not isinstance(value, dict):
+        raise unusable("rng", "its random states have no names")
     here = sources()
     absent = sorted(set(value) - set(here))
     if absent:

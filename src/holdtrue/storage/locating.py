@@ -35,23 +35,37 @@ def steps(run: Path) -> dict[int, Path]:
 def locate(path: str | os.PathLike[str]) -> Path:
     """The directory that `path` means. Raises OpenError where there is none."""
     place = Path(path)
-    base, at, which = str(place).rpartition("@")
-    if at and not place.exists():
-        return _within_run(Path(base), which)
-    if not os.path.lexists(place):
-        raise _missing(place)
     try:
-        if not place.is_dir():
-            raise _no_checkpoint(place, "it is a file; holdtrue's own checkpoints are directories")
-        if (place / NAME).exists():
-            return place
-        found = steps(place)
-        if found:
-            return found[max(found)]
-        names = sorted(os.listdir(place))
+        return _locate(place)
     except PermissionError as error:
         raise _denied(place, error) from None
-    raise _no_manifest(place, names)
+
+
+def _locate(place: Path) -> Path:
+    base, at, which = str(place).rpartition("@")
+    if at and not _is_there(place):
+        return _within_run(Path(base), which)
+    if not _is_there(place):
+        raise _missing(place)
+    if not place.is_dir():
+        raise _no_checkpoint(place, "it is a file; holdtrue's own checkpoints are directories")
+    if _is_there(place / NAME):
+        return place
+    found = steps(place)
+    if found:
+        return found[max(found)]
+    raise _no_manifest(place, sorted(os.listdir(place)))
+
+
+def _is_there(place: Path) -> bool:
+    """Raises PermissionError where that cannot be told; os.path.lexists would say no."""
+    try:
+        os.lstat(place)
+    except PermissionError:
+        raise
+    except (OSError, ValueError):  # no such name, or one that no file can have
+        return False
+    return True
 
 
 def metric(manifest: Manifest, name: str) -> float | None:
