@@ -262,7 +262,7 @@ def test_killed_saves_leave_every_finished_checkpoint_whole(tmp_path: Path) -> N
             text=True,
         )
         assert process.stdout is not None
-        finished = int(0)
+        finished = 0
         for line in process.stdout:
             word, step, *rest = line.split()
             if word == "saving":
@@ -433,5 +433,5 @@ def test_an_overwrite_killed_between_its_renames_can_be_mended(tmp_path: Path) -
     assert commit.clear_leftovers(tmp_path)
     word, source, target = finding.fix.split()
     assert word == "mv"
-    os.rename(source, target)
+    Path(source).rename(target)
     assert holdtrue.open(tmp_path / "kept")["value"] == 1
