@@ -54,7 +54,9 @@ def main(directory: Path) -> None:
 
     assert fresh.index == {"sun": 0, "moon": 1, "star": 2}
     assert fresh.lookups == 2
-    assert all(torch.equal(a, b) for a, b in zip(expected, [fresh("moon"), fresh("star")]))
+    assert all(
+        torch.equal(a, b) for a, b in zip(expected, [fresh("moon"), fresh("star")], strict=True)
+    )
     print(f"vocabulary {list(fresh.index)}, {fresh.lookups} lookups so far")
 
 

@@ -40,7 +40,7 @@ class Fresh(Struct):
         else:
             tensor = build_tensor(lazy, self.agreed, key)
         if isinstance(tensor, Tensor) and not torch.nn.parameter.is_lazy(tensor):
-            tensor = _dress(tensor, lazy)
+            tensor = dress(tensor, lazy)
         return tensor
 
     def _overlapping(self, key: str, lazy: LazyTensor) -> Tensor:
@@ -139,7 +139,7 @@ def decode_value(
         raise unusable(path, str(error)) from None
 
 
-def _dress(tensor: Tensor, lazy: LazyTensor) -> Tensor:
+def dress(tensor: Tensor, lazy: LazyTensor) -> Tensor:
     if lazy.parameter and not isinstance(tensor, torch.nn.Parameter):
         return torch.nn.Parameter(tensor, requires_grad=lazy.requires_grad)
     if lazy.requires_grad and not tensor.requires_grad:
