@@ -68,8 +68,20 @@ def _add_architecture(captured: Captured, name: str, model: nn.Module) -> None:
     except Exception as error:  # descriptors and attributes of the model's own classes
         captured.findings.append(_not_described(name, error))
         return
-    captured.parts[name] = replace(captured.parts[name], architecture=made.record)
-    captured.texts.update(made.sources)
+    placed = {_free(file, text, name, captured.texts): text for file, text in made.sources.items()}
+    record = replace(made.record, files=tuple(placed))
+    captured.parts[name] = replace(captured.parts[name], architecture=record)
+    captured.texts.update(placed)
+
+
+def _free(file: str, text: str, part: str, texts: Mapping[str, str]) -> str:
+    """The name for a source file; another where a part before has another text under it."""
+    taken = {name.lower(): name for name in texts}
+    twin = taken.get(file.lower())
+    if twin is None or (twin == file and texts[twin] == text):
+        return file
+    folder, _, name = file.rpartition("/")
+    return _free(f"{folder}/{part}.{name}", text, part, texts)
 
 
 def _not_described(name: str, error: Exception) -> Finding:

@@ -179,7 +179,8 @@ def plain_functions(value: Any) -> Iterator[types.FunctionType]:
     for candidate in candidates:
         function: Any = candidate
         if hasattr(candidate, "__wrapped__"):
-            function = inspect.unwrap(candidate)
+            wrapped: Any = candidate
+            function = inspect.unwrap(wrapped)
         if isinstance(function, types.FunctionType):
             yield function
 

@@ -77,14 +77,8 @@ class Architecture(Struct, frozen=True, kw_only=True, omit_defaults=True):
     files: tuple[str, ...] = ()  # the files under source/ that hold its code
 
 
-def kind_of(record: Architecture, path: str) -> Kind | None:
-    """What stands at `path`; None where nothing does."""
-    position = record.modules.get(path)
-    return None if position is None else record.kinds[position]
-
-
-def problem(record: Architecture) -> str | None:
-    """Why a record that was read cannot be right; None when it can."""
+def find_record_problem(record: Architecture) -> str | None:
+    """Why a record that was read cannot be right, as the end of a sentence; None when it can."""
     if any(not 0 <= position < len(record.kinds) for position in record.modules.values()):
         return "a module is of a kind that is not there"
     return None
