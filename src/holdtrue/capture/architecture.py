@@ -138,16 +138,19 @@ class _Describing:
         return self.code.add_function(function) or class_name(function)
 
     def class_records(self) -> dict[str, ClassRecord]:
-        read = frozenset(name for f in self._classes.values() for name in f.names)
-        dynamic = any(f.dynamic and not is_installed(c) for c, f in self._classes.items())
+        # What user code mentions it may read of any module; library code, of those of its own.
+        read: dict[str, set[str]] = {}
+        for cls, forward in self._classes.items():
+            read.setdefault(_package(cls), set()).update(forward.names)
+        mine = read.get("", set())
         return {
-            class_name(cls): self._class_record(cls, forward, None if dynamic else read)
+            class_name(cls): self._class_record(
+                cls, forward, None if forward.dynamic else mine | read[_package(cls)]
+            )
             for cls, forward in self._classes.items()
         }
 
-    def _class_record(
-        self, cls: type, forward: Forward, read: frozenset[str] | None
-    ) -> ClassRecord:
+    def _class_record(self, cls: type, forward: Forward, read: set[str] | None) -> ClassRecord:
         attributes = self._attribute_names.get(cls, set())
         keys = [self.code.add_function(function) for function in forward.functions]
         file = line = tree = None
@@ -198,6 +201,10 @@ class _Describing:
                 if plain and name in forward.names and name[:2] != "__":
                     found.setdefault(name, self.attributes.node(value))
         return found
+
+
+def _package(cls: type) -> str:
+    return cls.__module__.partition(".")[0] if is_installed(cls) else ""
 
 
 def plain_class(cls: type) -> type:

@@ -27,7 +27,7 @@ class Forward(Struct, frozen=True):
     base: type | None  # the nearest installed class, where its forward runs
     names: frozenset[str]  # every attribute and global that is mentioned
     changing: frozenset[str]  # attributes that are assigned
-    dynamic: bool  # reads attributes by names made up at run time
+    dynamic: bool  # attributes may be read under names that are not mentioned
 
 
 def forward_of(cls: type) -> Forward:
@@ -55,6 +55,7 @@ def _closure(cls: type) -> Forward:
     base: type | None = None
     names: set[str] = set()
     changing: set[str] = set()
+    handed_on = False
     pending = ["forward", "__call__"]
     seen = set(pending)
     while pending:
@@ -65,6 +66,7 @@ def _closure(cls: type) -> Forward:
             else:
                 own.append(function)
             mentioned, assigned = _mentions(function.__code__)
+            handed_on = handed_on or _hands_on_self(function.__code__)
             names |= mentioned
             changing |= assigned
             fresh = sorted(n for n in mentioned if n not in seen)
@@ -75,7 +77,7 @@ def _closure(cls: type) -> Forward:
         base=base,
         names=frozenset(names),
         changing=frozenset(changing),
-        dynamic=not names.isdisjoint(_DYNAMIC),
+        dynamic=handed_on or not names.isdisjoint(_DYNAMIC),
     )
 
 
@@ -102,6 +104,24 @@ def _holds_function(cls: type, name: str) -> bool:
         for owner in cls.__mro__
         if owner not in _MACHINERY and name in vars(owner)
     )
+
+
+_ON_SELF = frozenset({"LOAD_ATTR", "LOAD_METHOD", "STORE_ATTR", "DELETE_ATTR", "LOAD_SUPER_ATTR"})
+
+
+@functools.lru_cache(maxsize=8192)
+def _hands_on_self(code: types.CodeType) -> bool:
+    """Whether a method gives the module itself to something else, which may read all of it."""
+    if not code.co_argcount:
+        return False
+    instructions = [i for i in dis.get_instructions(code) if i.opname != "CACHE"]
+    for i, instruction in enumerate(instructions[:-1]):
+        loads_self = instruction.opname.startswith("LOAD_FAST") and (
+            instruction.argval == code.co_varnames[0]
+        )
+        if loads_self and instructions[i + 1].opname not in _ON_SELF:
+            return True
+    return False
 
 
 _mentioned: dict[int, tuple[types.CodeType, frozenset[str], frozenset[str]]] = {}

@@ -21,10 +21,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import xxhash
 from msgspec import Struct
 
-from holdtrue.records.architecture import FunctionRecord
-from holdtrue.records.syntax_tree import dotted, local_names, tree_hash
+from holdtrue.records.architecture import PROJECT, FunctionRecord
+from holdtrue.records.syntax_tree import global_chains, tree_hash
 from holdtrue.records.trust import class_name
 
 _LIBRARIES = tuple(
@@ -106,15 +107,21 @@ class SourceCode:
             self._refer(chain, function, references, constants)
         defaults = {n: self.describe(v) for n, v in _defaults(function).items()}
         if found is None:
-            return FunctionRecord(references=references, constants=constants, defaults=defaults)
+            return FunctionRecord(
+                tree=_bytecode_hash(code),
+                references=references,
+                constants=constants,
+                defaults=defaults,
+            )
         self.used.setdefault(code.co_filename, set()).update(
             {function.__qualname__.partition(".")[0], *(c.partition(".")[0] for c in chains)}
         )
         self.modules.setdefault(code.co_filename, function.__module__ or "")
-        known = tuple(sorted(references.items()))
+        spelled = _unnamed(references, constants)
+        known = tuple(spelled.items())
         tree = _trees.get((id(code), known))
         if tree is None:
-            tree = _trees[id(code), known] = tree_hash(found.node, _unplaced(references))
+            tree = _trees[id(code), known] = tree_hash(found.node, spelled)
         return FunctionRecord(
             file=file_name(function.__module__, code.co_filename),
             line=found.line,
@@ -144,7 +151,7 @@ class SourceCode:
                 self._add_class(value)
         elif inspect.isroutine(value) or isinstance(value, functools.partial | np.ufunc):
             key = self.add_function(value)
-            references[used] = f"project:{key}" if key else class_name(value)
+            references[used] = f"{PROJECT}{key}" if key else class_name(value)
         else:
             constants[used] = self.describe(value)
 
@@ -157,12 +164,21 @@ class SourceCode:
                 self.add_function(function)
 
 
-def _unplaced(references: dict[str, str]) -> dict[str, str]:
-    """Without the modules of project functions: a function that moved is still the same."""
-    return {
-        k: "project:" + v.rpartition(".")[2] if v.startswith("project:") else v
-        for k, v in references.items()
-    }
+def _unnamed(references: dict[str, str], constants: dict[str, Any]) -> dict[str, str]:
+    """The project's own functions and constants by position: they may be renamed and moved."""
+    own = [name for name, target in references.items() if target.startswith(PROJECT)]
+    numbered = {name: f"project#{i}" for i, name in enumerate(own)}
+    return {**references, **numbered, **{n: f"constant#{i}" for i, n in enumerate(constants)}}
+
+
+def _bytecode_hash(code: types.CodeType) -> str:
+    """Stands for the tree where there is no source. Bytecode differs between versions of Python."""
+    parts: list[Any] = [code.co_code, code.co_names, code.co_argcount]
+    for constant in code.co_consts:
+        inner = isinstance(constant, types.CodeType)
+        parts.append(_bytecode_hash(constant) if inner else repr(constant))
+    version = f"{sys.implementation.name}-{sys.version_info[0]}.{sys.version_info[1]}"
+    return f"{version}:{xxhash.xxh3_128_hexdigest(repr(parts).encode())}"
 
 
 def plain_functions(value: Any) -> Iterator[types.FunctionType]:
@@ -240,7 +256,7 @@ def _definition(
     if kept is not None:
         return kept[1], kept[2]
     found = _find(code, namespace)
-    chains = tuple(sorted(_chains(found.node))) if found is not None else ()
+    chains = tuple(global_chains(found.node)) if found is not None else ()
     _static[id(code)] = (code, found, chains)
     return found, chains
 
@@ -316,21 +332,6 @@ def _index(path: str, lines: list[str], tree: ast.Module) -> SourceFile:
             inner = f"{prefix}{node.name}."
         pending.extend((child, inner) for child in ast.iter_child_nodes(node))
     return SourceFile(path, lines, functions, classes, tree.body)
-
-
-def _chains(function: ast.AST) -> set[str]:
-    """The longest dotted names in a function that do not start with a local variable."""
-    local = local_names(function)
-    found: set[str] = set()
-    pending: list[ast.AST] = [function]
-    while pending:
-        node = pending.pop()
-        name = dotted(node)
-        if name is None:
-            pending.extend(ast.iter_child_nodes(node))
-        elif name.partition(".")[0] not in local:
-            found.add(name)
-    return found
 
 
 def is_installed(item: Any) -> bool:

@@ -1,5 +1,6 @@
 """Attributes of modules that differ: which of them change what comes out, and which do not."""
 
+import ast
 from collections.abc import Iterator
 from typing import Any
 
@@ -9,6 +10,7 @@ from holdtrue.doctor.architecture_code import same_function
 from holdtrue.doctor.architecture_pair import Pair, resolved, short, shown
 from holdtrue.findings import Finding, Severity
 from holdtrue.records.architecture import ClassRecord, Kind
+from holdtrue.records.syntax_tree import parse
 from holdtrue.records.values import TAG
 
 _FIX = 'build the model as it was saved, or accept it: allow=["architecture-changed"]'
@@ -81,20 +83,33 @@ def _differences(pair: Pair, saved: Kind, here: Kind) -> Iterator[Difference]:
     for family in ("hooks", "parametrizations"):
         one, other = getattr(saved, family), getattr(here, family)
         for name in dict.fromkeys([*one, *other]):
-            if _names(one.get(name)) != _names(other.get(name)):
+            before, after = one.get(name, ()), other.get(name, ())
+            if list(map(short, before)) != list(map(short, after)):
+                changed = set(before) ^ set(after)
                 yield Difference(
                     name=f"{name} {family}",
-                    saved=list(one.get(name, ())),
-                    here=list(other.get(name, ())),
+                    saved=[short(n) for n in before],
+                    here=[short(n) for n in after],
                     class_name=here.class_name,
                     training=saved.training,
-                    unread=name.startswith("backward"),
+                    unread=name.startswith("backward")
+                    or (family == "hooks" and not any(_replaces(pair, n) for n in changed)),
                     changing=False,
                 )
 
 
-def _names(names: tuple[str, ...] | None) -> list[str]:
-    return [short(name) for name in names or ()]
+def _replaces(pair: Pair, hook: str) -> bool:
+    """Whether a hook can put something in the place of inputs or outputs: it returns something.
+
+    Hooks of libraries other than torch watch, move or offload; torch's own rewrite weights.
+    """
+    function = pair.saved.functions.get(hook) or pair.here.functions.get(hook)
+    if function is None:
+        return hook.startswith("torch.")
+    tree = parse(function.text) if function.text else None
+    if tree is None or isinstance(tree, ast.Lambda):
+        return True
+    return any(isinstance(n, ast.Return) and n.value is not None for n in ast.walk(tree))
 
 
 def _leaves(pair: Pair, name: str, saved: Any, here: Any) -> Iterator[tuple[str, Any, Any]]:
@@ -164,6 +179,8 @@ def _judged(found: Difference) -> tuple[Severity, str]:
         if found.training:
             return "warning", "training goes on otherwise; what comes out in eval is the same"
         return "note", "it matters while training only, and the model was saved in eval"
+    if found.unread and found.name.endswith(" hooks"):
+        return "note", "it returns nothing that would take the place of inputs or outputs"
     if found.unread:
         return "note", "no forward of the model reads it"
     if found.changing:

@@ -13,12 +13,11 @@ from msgspec import Struct
 
 from holdtrue.doctor.architecture_pair import Pair, resolved, short, shown
 from holdtrue.findings import Finding
-from holdtrue.records.architecture import Architecture, ClassRecord, FunctionRecord
+from holdtrue.records.architecture import PROJECT, Architecture, ClassRecord, FunctionRecord
 from holdtrue.records.syntax_tree import is_talk, parse
 
 _FIX = 'run the code that the model was saved with, or accept it: allow=["code-changed"]'
 _LINES = 16  # of a diff
-_PROJECT = "project:"
 
 
 class _Change(Struct, frozen=True):
@@ -99,23 +98,44 @@ def _of_function(
     if one is None or other is None:
         return
     place = _place(here, other)
-    if one.tree != other.tree:
+    same = one.tree == other.tree
+    if not same and _comparable(one, other):
         yield _Change(
-            key=("tree", saved, here),
-            what=f"{place} was edited since" if one.tree and other.tree else f"{place}: no source",
-            why=_diff(one, other),
+            key=("tree", saved, here), what=f"{place} was edited since", why=_diff(one, other)
         )
-    for name in one.constants.keys() & other.constants.keys():
+    for name, (before, after) in _paired(one.constants, other.constants, same):
         label = f"{name}, which {place} reads,"
-        yield from _constant(pair, one.constants[name], other.constants[name], label)
+        yield from _constant(pair, before, after, label)
     for name in one.defaults.keys() & other.defaults.keys():
         label = f"the default of {name} in {place}"
         yield from _constant(pair, one.defaults[name], other.defaults[name], label)
-    for name in one.references.keys() & other.references.keys():
-        targets = one.references[name], other.references[name]
-        if all(t.startswith(_PROJECT) for t in targets):
-            first, second = (t.removeprefix(_PROJECT) for t in targets)
-            yield from _of_function(pair, first, second, seen)
+    for _, (first, second) in _paired(_own(one), _own(other), same):
+        yield from _of_function(pair, first, second, seen)
+
+
+def _comparable(one: FunctionRecord, other: FunctionRecord) -> bool:
+    """False where one has no source, or where there is bytecode of two versions of Python."""
+    if one.tree is None or other.tree is None:
+        return False
+    return one.tree.rpartition(":")[0] == other.tree.rpartition(":")[0]
+
+
+def _own(function: FunctionRecord) -> dict[str, str]:
+    """The functions of the project that it mentions, as written → key."""
+    return {
+        name: target.removeprefix(PROJECT)
+        for name, target in function.references.items()
+        if target.startswith(PROJECT)
+    }
+
+
+def _paired(
+    saved: dict[str, Any], here: dict[str, Any], same: bool
+) -> list[tuple[str, tuple[Any, Any]]]:
+    """What stands in both; by position in functions that are the same but for names."""
+    if same and len(saved) == len(here):
+        return list(zip(here, zip(saved.values(), here.values(), strict=True), strict=True))
+    return [(name, (saved[name], here[name])) for name in saved.keys() & here.keys()]
 
 
 def _constant(pair: Pair, saved: Any, here: Any, label: str) -> Iterator[_Change]:

@@ -10,6 +10,7 @@ from typing import Any
 from msgspec import Struct, field
 
 VERSION = 1
+PROJECT = "project:"  # before the key of a function of user code, in `references`
 
 
 class TensorFacts(Struct, frozen=True, kw_only=True, omit_defaults=True):

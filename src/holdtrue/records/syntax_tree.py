@@ -44,6 +44,21 @@ def parse(text: str) -> ast.AST | None:
     return statement.value if isinstance(statement, ast.Expr) else statement
 
 
+def global_chains(function: ast.AST) -> list[str]:
+    """The longest dotted names in a function that do not start with a local variable, in order."""
+    local = local_names(function)
+    found: dict[str, None] = {}
+    pending: list[ast.AST] = [function]
+    while pending:
+        node = pending.pop()
+        name = dotted(node)
+        if name is None:
+            pending.extend(reversed(list(ast.iter_child_nodes(node))))
+        elif name.partition(".")[0] not in local:
+            found.setdefault(name)
+    return list(found)
+
+
 def local_names(function: ast.AST) -> dict[str, str]:
     """Arguments and variables of a function and of those inside it → a name by position."""
     outer: set[str] = set()
@@ -103,7 +118,7 @@ class _Normaliser:
         if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef) and self.in_class:
             return f"{node.name}:{normalised(node, self.references)}"
         if isinstance(node, ast.AnnAssign) and node.value is not None:
-            return f"Assign([{self.text(node.target)}],{self.text(node.value)})"
+            return f"Assign(targets=[{self.text(node.target)}],value={self.text(node.value)})"
         label = type(node).__name__
         parts = []
         for field, value in ast.iter_fields(node):

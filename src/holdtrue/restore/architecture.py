@@ -20,12 +20,14 @@ def plan_architecture(part: str, saved: Architecture | None, module: nn.Module, 
     except Exception as error:  # descriptors and attributes of the model's own classes
         plan.found(_not_compared(part, error))
         return
-    only, rename = plan.choice.only, renamer(plan.choice.rename)
+    # A plan of its own: whether a pattern was of use is for the tensors to say.
+    apart = Plan(plan.choice)
+    rename = renamer(apart, part)
     found = compare_architectures(
         saved,
         here,
         part,
-        selects=lambda path: selects(only, part, path or "."),
+        selects=lambda path: selects(apart, part, f"{path}."),
         rename=lambda path: _renamed(rename, path),
     )
     for finding in found:
