@@ -7,6 +7,7 @@ is the finding, `where` its place or the end of it. "nothing" are changes that a
 import types
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 import torch.nn.functional as F
@@ -150,7 +151,67 @@ FOUND = [
     live("attention dropout of a bert", "bert", assign("encoder.layer.1.attention.self.dropout.p", 0.3), "setting-differs", "model/encoder.layer.1.attention.self.dropout.p", "note"),
     live("class of a norm in a vit", "vit", put("layernorm", lambda: nn.RMSNorm(16)), where="model/layernorm"),
 ]  # fmt: skip
-# What no record of the model itself can see: only running the model shows it (`probe=`).
+
+
+def _library_patched(model, monkeypatch):
+    """torch's own function, replaced for the whole process."""
+    monkeypatch.setattr(F, "layer_norm", lambda x, *rest: x * 2)
+
+
+def _environment(model, monkeypatch):
+    monkeypatch.setenv("NET_GAIN", "3")
+
+
+def _file(model, monkeypatch):
+    (Path(model.folder()) / "gain.txt").write_text("3")
+
+
+def _big_constant(model, monkeypatch):
+    model.grid = model.grid + 1
+
+
+def _name_made_up(model, monkeypatch):
+    monkeypatch.setitem(model.namespace(), "GAIN", 3.0)
+
+
+def _registry(model, monkeypatch):
+    """A table of installed code, through which forward finds its function."""
+    import transformers.modeling_utils as modeling
+
+    def kernel(module, query, key, value, *rest, **more):
+        return value.transpose(1, 2) * 2, None
+
+    monkeypatch.setitem(modeling.ALL_ATTENTION_FUNCTIONS, "sdpa", kernel)
+
+
+def unseen(name, model, change, inputs):
+    return Unseen(name, model, change, inputs)
+
+
+@dataclass(frozen=True)
+class Unseen:
+    """What no record of the model itself can show: only running it does, as a probe."""
+
+    name: str
+    model: str
+    change: Callable
+    inputs: Callable[[], dict]
+    expected: str = "probe-different"
+
+
+def _vector():
+    return {"x": torch.linspace(-1, 1, 8).reshape(2, 4)}
+
+
+def _tokens():
+    return {"input_ids": torch.tensor([[1, 2, 3]])}
+
+
 UNSEEN = [
-    Case("installed code patched inside a function", "Vision", change=lambda m: None, code="nothing"),
+    unseen("function of torch patched", "Outside", _library_patched, _vector),
+    unseen("environment variable read in forward", "Outside", _environment, _vector),
+    unseen("file read in forward", "Outside", _file, _vector),
+    unseen("values of a plain tensor above 1 MiB", "Outside", _big_constant, _vector),
+    unseen("global found under a name made up at run time", "Outside", _name_made_up, _vector),
+    unseen("entry of a library's table of functions", "llama", _registry, _tokens),
 ]

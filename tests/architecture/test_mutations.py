@@ -1,9 +1,10 @@
 """Models are changed, one thing at a time, and a restore has to say so, with code and place."""
 
 import pytest
+import torch
 from edited_models import build
 from harmless import HARMLESS
-from mutations import FOUND
+from mutations import FOUND, UNSEEN
 from torch import nn
 
 import holdtrue
@@ -44,3 +45,21 @@ def test_a_harmless_change_gives_nothing_above_a_note(case, tmp_path, figure):
     findings = restore_changed(case, tmp_path)
     assert [f for f in findings if f.severity != "note"] == []
     figure("harmless changes of models that a restore let pass")
+
+
+@pytest.mark.parametrize("case", UNSEEN, ids=lambda case: case.name)
+def test_what_only_a_run_shows_is_not_claimed_to_be_seen(case, tmp_path, monkeypatch, figure):
+    model = build(case.model, tmp_path / "saved")
+    before = outputs(model, case)
+    holdtrue.save(tmp_path / "checkpoint", model=model)
+    case.change(model, monkeypatch)
+    assert not torch.equal(outputs(model, case), before)
+    findings = findings_of(tmp_path / "checkpoint", model)
+    assert [f for f in findings if f.severity != "note"] == []
+    figure("changes that no record shows")
+
+
+def outputs(model, case):
+    with torch.no_grad():
+        made = model(**case.inputs())
+    return made if isinstance(made, torch.Tensor) else made.last_hidden_state

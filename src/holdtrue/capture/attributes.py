@@ -24,12 +24,14 @@ from torch import Tensor, nn
 from holdtrue.capture.raw import raw_bytes
 from holdtrue.capture.source_code import SourceCode, is_installed
 from holdtrue.capture.values import leaf_node
+from holdtrue.records.architecture import masked_digest
 from holdtrue.records.trust import class_name
 from holdtrue.records.values import TAG
 
 _DEPTH = 12
 _ITEMS = 1000  # of one container; more are kept as a digest
 _TEXT = 4096  # characters of one string; a longer one is kept as a digest
+_WHOLE, _WITHIN = 6, 12  # characters from which a string is taken for one of the environment's
 _DIGESTED_BYTES = 1 << 20  # of a plain tensor: above it, its values are not compared
 _DEVICE = re.compile(r"(cpu|cuda|mps|xpu|meta|npu|hpu|tpu)(:\d+)?\Z")
 _ABSOLUTE = re.compile(r"(~?/[^\s:]*/|[A-Za-z]:[\\/]|\\\\)\S*\Z")
@@ -48,7 +50,9 @@ class Attributes:
         self.objects: list[Any] = []
         self._positions: dict[int, int] = {}
         self._kept: list[Any] = []  # keeps what was seen alive, so that no id is used twice
-        self._secrets = [v for v in os.environ.values() if len(v) >= 12]
+        values = set(os.environ.values())
+        self._environment = {v for v in values if len(v) >= _WHOLE}
+        self._within = [v for v in values if len(v) >= _WITHIN]
 
     def node(self, value: Any, depth: int = 0) -> Any:
         """The node of a value."""
@@ -63,13 +67,13 @@ class Attributes:
             return self._sequence(value, depth)
         if isinstance(value, tuple):  # torch.Size, named tuples
             return {TAG: "tuple", "v": [self.node(v, depth + 1) for v in value]}
-        if isinstance(value, Mapping):
+        if isinstance(value, Mapping) and type(value) is not type(os.environ):
             return self._mapping(value, depth)
         return self._other(value, depth)
 
     def _text(self, value: str) -> Any:
-        if any(secret in value for secret in self._secrets):
-            return {TAG: "masked"}
+        if value in self._environment or any(part in value for part in self._within):
+            return {TAG: "masked", "v": masked_digest(value)}
         if _DEVICE.match(value):
             return {TAG: "device"}
         if _ABSOLUTE.match(value):

@@ -231,6 +231,8 @@ def _resolve(chain: str, function: types.FunctionType) -> tuple[str | None, Any]
     used = root
     for name in rest:
         if isinstance(value, types.ModuleType):
+            if is_installed_module(value) and not _is_code(vars(value).get(name)):
+                break  # settings of a library, `os.environ`: the process's, not the model's
             found = vars(value).get(name, _ABSENT)
         elif isinstance(value, type):
             found = next((vars(c)[name] for c in value.__mro__ if name in vars(c)), _ABSENT)
@@ -246,6 +248,10 @@ def _resolve(chain: str, function: types.FunctionType) -> tuple[str | None, Any]
 
 
 _ABSENT = object()
+
+
+def _is_code(value: Any) -> bool:
+    return isinstance(value, type | types.ModuleType) or callable(value)
 
 
 def _definition(
@@ -334,6 +340,13 @@ def _index(path: str, lines: list[str], tree: ast.Module) -> SourceFile:
     return SourceFile(path, lines, functions, classes, tree.body)
 
 
+def is_installed_module(module: types.ModuleType) -> bool:
+    home = getattr(module, "__file__", None)
+    if home is None:  # __main__ of a shell is the user's; what is built in is not
+        return module.__name__ != "__main__"
+    return _in_library(home)
+
+
 def is_installed(item: Any) -> bool:
     """True for a class or function of the standard library or of an installed package."""
     if isinstance(item, types.FunctionType):
@@ -341,12 +354,7 @@ def is_installed(item: Any) -> bool:
         if not path.startswith("<"):
             return _in_library(path)
     module = sys.modules.get(getattr(item, "__module__", None) or "")
-    if module is None:
-        return False
-    home = getattr(module, "__file__", None)
-    if home is None:  # __main__ of a shell is the user's; what is built in is not
-        return module.__name__ != "__main__"
-    return _in_library(home)
+    return module is not None and is_installed_module(module)
 
 
 @functools.cache

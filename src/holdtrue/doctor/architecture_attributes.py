@@ -9,7 +9,7 @@ from msgspec import Struct
 from holdtrue.doctor.architecture_code import same_function
 from holdtrue.doctor.architecture_pair import Pair, resolved, short, shown
 from holdtrue.findings import Finding, Severity
-from holdtrue.records.architecture import ClassRecord, Kind
+from holdtrue.records.architecture import ClassRecord, Kind, masked_digest
 from holdtrue.records.syntax_tree import parse
 from holdtrue.records.values import TAG
 
@@ -139,7 +139,7 @@ def _same(pair: Pair, saved: Any, here: Any) -> bool:
         kinds = saved.get(TAG), here.get(TAG)
         if kinds == ("function", "function"):
             return same_function(pair, str(saved.get("v")), str(here.get("v")))
-        if "device" in kinds or "Generator" in kinds or "masked" in kinds:
+        if "device" in kinds or "Generator" in kinds:
             return True
         # Plain tensors are told of apart: they are state rather than settings.
         if "array" in kinds:
@@ -149,7 +149,14 @@ def _same(pair: Pair, saved: Any, here: Any) -> bool:
         return len(saved) == len(here) and all(map(_same, [pair] * len(saved), saved, here))
     if {TAG: "device"} in (saved, here):
         return True
+    if isinstance(saved, str) != isinstance(here, str):
+        saved, here = (_masked(side) for side in (saved, here))
     return bool(saved == here)
+
+
+def _masked(node: Any) -> Any:
+    """A text as it looks where it equals something in the environment."""
+    return {TAG: "masked", "v": masked_digest(node)} if isinstance(node, str) else node
 
 
 def _finding(pair: Pair, found: Difference, paths: list[str]) -> Finding:

@@ -1,6 +1,8 @@
 """Models for the mutation tests: read as text, edited, and imported from a directory of its own."""
 
 import math
+import os
+from pathlib import Path
 
 import torch
 import torch.nn.functional as F
@@ -101,3 +103,28 @@ class Text(nn.Module):
         mask = torch.ones(x.shape[1], x.shape[1], dtype=torch.bool).triu(1) if self.causal else None
         y, _ = self.attend(x, x, x, attn_mask=mask)
         return self.out(x + y)
+
+
+GAIN = 1.0
+
+
+class Outside(nn.Module):
+    """Depends on what is not part of it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm = nn.LayerNorm(4)
+        self.grid = torch.zeros(600_000)
+
+    def folder(self) -> str:
+        return os.path.dirname(__file__)
+
+    def namespace(self):
+        return globals()
+
+    def forward(self, x: Tensor) -> Tensor:
+        gain = float(os.environ.get("NET_GAIN", "1")) * globals()["GA" + "IN"]
+        kept = Path(self.folder()) / "gain.txt"
+        if kept.exists():
+            gain *= float(kept.read_text())
+        return self.norm(x) * gain + self.grid[:4]
