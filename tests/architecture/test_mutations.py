@@ -1,5 +1,6 @@
 """Models are changed, one thing at a time, and a restore has to say so, with code and place."""
 
+import docs_table
 import pytest
 import torch
 from edited_models import build
@@ -63,3 +64,10 @@ def outputs(model, case):
     with torch.no_grad():
         made = model(**case.inputs())
     return made if isinstance(made, torch.Tensor) else made.last_hidden_state
+
+
+def test_the_documented_tables_are_those_that_were_tried():
+    text = docs_table.PAGE.read_text()
+    assert text == docs_table.page_with(text), f"run python {docs_table.__file__}"
+    assert len(FOUND) >= 40
+    assert len(HARMLESS) >= 25

@@ -32,6 +32,7 @@ _HOOKS = {
     "_backward_pre_hooks": "backward_pre",
     "_backward_hooks": "backward",
 }
+_KEPT = ("_hparams",)  # Lightning's
 _PLAIN = (bool, int, float, str, type(None))
 
 
@@ -114,11 +115,13 @@ class _Describing:
             if name in _INTERNALS:
                 continue
             # An underscore in library code means that it follows from the rest.
-            if name[:1] == "_" and name not in mentioned and not _is_unregistered(value):
-                continue
-            if installed and name[:1] == "_" and isinstance(value, _PLAIN):
-                continue
-            found[name] = self.attributes.node(value)
+            hidden = (
+                name[:1] == "_"
+                and name not in _KEPT
+                and (name not in mentioned or (installed and _is_plain(value)))
+            )
+            if not hidden or _is_unregistered(value):
+                found[name] = self.attributes.node(value)
         self._attribute_names.setdefault(cls, set()).update(found)
         return found
 
@@ -177,6 +180,7 @@ class _Describing:
             base=class_name(forward.base) if forward.base is not None else None,
             constants=self._constants(cls, forward),
             unread=tuple(sorted(attributes - read)) if read is not None else (),
+            parameters=_parameters(cls),
             changing=tuple(sorted(attributes & forward.changing)),
         )
 
@@ -214,6 +218,10 @@ def plain_class(cls: type) -> type:
     return cls
 
 
+def _is_plain(value: Any) -> bool:
+    return isinstance(value, (*_PLAIN, list, tuple))
+
+
 def _is_unregistered(value: Any) -> bool:
     if isinstance(value, Tensor | nn.Module):
         return True
@@ -242,26 +250,34 @@ def _parametrizations(module: nn.Module) -> dict[str, tuple[str, ...]]:
     return {n: tuple(class_name(type(p)) for p in ps.children()) for n, ps in lists.items()}
 
 
+_NOT_ARGUMENTS = ("device", "dtype")  # where, and with what precision: the tensors say it
 _signatures: dict[type, inspect.Signature | None] = {}
 
 
-def _arguments(cls: type, module: nn.Module, nodes: Mapping[str, Any]) -> dict[str, Any] | None:
-    """Constructor arguments, where attributes or tensors of their names tell every one of them."""
+def _parameters(cls: type) -> tuple[str, ...]:
+    signature = _signature(cls)
+    return tuple(n for n in signature.parameters if n not in _NOT_ARGUMENTS) if signature else ()
+
+
+def _signature(cls: type) -> inspect.Signature | None:
     if cls not in _signatures:
         try:
             _signatures[cls] = inspect.signature(cls)
         except (ValueError, TypeError):
             _signatures[cls] = None
-    signature = _signatures[cls]
+    return _signatures[cls]
+
+
+def _arguments(cls: type, module: nn.Module, nodes: Mapping[str, Any]) -> dict[str, Any] | None:
+    """Constructor arguments that are no attributes, where all that have no default are known."""
+    signature = _signature(cls)
     if signature is None:
         return None
     found: dict[str, Any] = {}
     for name, parameter in signature.parameters.items():
-        if name in ("device", "dtype"):  # where, and with what precision: the tensors say it
+        if name in nodes or name in _NOT_ARGUMENTS:
             continue
-        if name in nodes:
-            found[name] = nodes[name]
-        elif name in module._parameters:  # bias=True
+        if name in module._parameters:  # bias=True
             found[name] = module._parameters[name] is not None
         elif parameter.default is parameter.empty or parameter.kind in (
             parameter.VAR_POSITIONAL,

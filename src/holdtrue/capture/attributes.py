@@ -31,6 +31,7 @@ from holdtrue.records.values import TAG
 _DEPTH = 12
 _ITEMS = 1000  # of one container; more are kept as a digest
 _TEXT = 4096  # characters of one string; a longer one is kept as a digest
+_EXACT = 1 << 53
 _WHOLE, _WITHIN = 6, 12  # characters from which a string is taken for one of the environment's
 _DIGESTED_BYTES = 1 << 20  # of a plain tensor: above it, its values are not compared
 _DEVICE = re.compile(r"(cpu|cuda|mps|xpu|meta|npu|hpu|tpu)(:\d+)?\Z")
@@ -49,6 +50,7 @@ class Attributes:
         self._paths, self._held = paths, held  # id(module) → path, id(tensor) → name
         self.objects: list[Any] = []
         self._positions: dict[int, int] = {}
+        self._texts: dict[str, Any] = {}
         self._kept: list[Any] = []  # keeps what was seen alive, so that no id is used twice
         values = set(os.environ.values())
         self._environment = {v for v in values if len(v) >= _WHOLE}
@@ -57,10 +59,14 @@ class Attributes:
     def node(self, value: Any, depth: int = 0) -> Any:
         """The node of a value."""
         kind = type(value)
-        if value is None or kind is bool or kind is int or kind is float:
-            return leaf_node(value)
+        # Nearly all attributes are one of these, and a large model has tens of thousands.
+        if value is None or kind is bool or (kind is int and -_EXACT < value < _EXACT):
+            return value
         if kind is str:
-            return self._text(value)
+            node = self._texts.get(value)
+            if node is None:
+                node = self._texts[value] = self._text(value)
+            return node
         if depth > _DEPTH:
             return {TAG: "opaque", "class": class_name(kind)}
         if kind is list or kind is tuple or kind is set or kind is frozenset or kind is deque:

@@ -25,7 +25,7 @@ import xxhash
 from msgspec import Struct
 
 from holdtrue.records.architecture import PROJECT, FunctionRecord
-from holdtrue.records.syntax_tree import global_chains, tree_hash
+from holdtrue.records.syntax_tree import TEXT_CHARACTERS, global_chains, parse_file, tree_hash
 from holdtrue.records.trust import class_name
 
 _LIBRARIES = tuple(
@@ -33,7 +33,6 @@ _LIBRARIES = tuple(
     for name in ("stdlib", "platstdlib", "purelib", "platlib")
 )
 _INSTALLED = re.compile(r"[\\/](site|dist)-packages[\\/]")
-_TEXT_BYTES = 100_000  # of one function; a longer one is data rather than code
 
 
 class Definition(Struct, frozen=True):
@@ -125,7 +124,7 @@ class SourceCode:
         return FunctionRecord(
             file=file_name(function.__module__, code.co_filename),
             line=found.line,
-            text=found.text if len(found.text) <= _TEXT_BYTES else None,
+            text=found.text if len(found.text) <= TEXT_CHARACTERS else None,
             tree=tree,
             references=references,
             constants=constants,
@@ -312,10 +311,7 @@ def source_file(path: str, namespace: dict[str, Any] | None = None) -> SourceFil
     """A file of user code, parsed once; None where it is not to be had or not Python."""
     if path not in _files:
         lines = linecache.getlines(path, namespace)
-        try:
-            tree = ast.parse("".join(lines)) if lines else None
-        except (SyntaxError, ValueError, RecursionError, MemoryError):
-            tree = None
+        tree = parse_file("".join(lines)) if lines else None
         if tree is None:
             return None  # not remembered: a notebook's cell may come yet
         _files[path] = _index(path, lines, tree)

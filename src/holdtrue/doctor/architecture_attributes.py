@@ -53,7 +53,11 @@ def compare_attributes(pair: Pair, paths: list[str]) -> list[Finding]:
     """Findings for the attributes, hooks and parametrizations of the modules at `paths`."""
     found: dict[str, tuple[Difference, list[str]]] = {}
     known: dict[tuple[int, int], list[Difference]] = {}
+    # Nodes may refer to objects and functions: alike nodes say nothing where those differ.
+    shared = pair.saved.objects == pair.here.objects and pair.saved.functions == pair.here.functions
     for path in paths:
+        if shared and alike(*pair.kinds(path)):
+            continue
         key = (pair.saved.modules[pair.paths[path]], pair.here.modules[path])
         if key not in known:
             known[key] = list(_differences(pair, *pair.kinds(path)))
@@ -62,6 +66,14 @@ def compare_attributes(pair: Pair, paths: list[str]) -> list[Finding]:
             label = repr((difference.name, difference.saved, difference.here, difference.unread))
             found.setdefault(label, (difference, []))[1].append(path)
     return [_finding(pair, difference, places) for difference, places in found.values()]
+
+
+def alike(saved: Kind, here: Kind) -> bool:
+    return saved is here or (
+        saved.attributes == here.attributes
+        and saved.hooks == here.hooks
+        and saved.parametrizations == here.parametrizations
+    )
 
 
 def _differences(pair: Pair, saved: Kind, here: Kind) -> Iterator[Difference]:

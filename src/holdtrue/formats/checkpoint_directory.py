@@ -16,7 +16,7 @@ from holdtrue.formats.view import LazyTensor, Piece, Storage, View
 from holdtrue.limits import limits
 from holdtrue.records.consistency import find_problem
 from holdtrue.records.dtypes import DTYPES, contiguous_stride, product
-from holdtrue.records.manifest import NAME, Chunk, Manifest, TensorRecord, decode_manifest
+from holdtrue.records.manifest import NAME, SOURCE, Chunk, Manifest, TensorRecord, decode_manifest
 from holdtrue.records.values import Decoding, NodeError, decode
 
 
@@ -64,6 +64,22 @@ def to_view(directory: Path, manifest: Manifest) -> View:
     }
     tree = {name: _tree(name, part.state, tensors) for name, part in manifest.parts.items()}
     return View(path=str(directory), format="holdtrue", about=about, tree=tree, tensors=tensors)
+
+
+def read_source(directory: Path, manifest: Manifest) -> dict[str, str]:
+    """The text of a model's own code, by file name. Raises DamageError where it was changed."""
+    found: dict[str, str] = {}
+    for name, record in manifest.files.items():
+        if name.startswith(f"{SOURCE}/"):
+            path = directory / name
+            try:
+                raw = path.read_bytes()
+            except OSError as error:
+                raise unreadable(path, error) from None
+            if xxhash.xxh3_128_hexdigest(raw) != record.header_digest:
+                raise DamageError(report(str(directory), [_flipped(path, "it")]))
+            found[name] = raw.decode("utf-8", "replace")
+    return found
 
 
 def _tree(name: str, node: Any, tensors: dict[str, LazyTensor]) -> Any:

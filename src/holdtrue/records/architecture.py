@@ -31,7 +31,8 @@ class Kind(Struct, frozen=True, kw_only=True, omit_defaults=True):
     training: bool = True
     attributes: dict[str, Any] = field(default_factory=dict)  # name → attribute node
     tensors: dict[str, TensorFacts] = field(default_factory=dict)
-    # Constructor arguments by name, as attribute nodes; None where some are not known.
+    # What the constructor was given beside the attributes that are called like its parameters;
+    # None where something that it needs is not known.
     arguments: dict[str, Any] | None = None
     hooks: dict[str, tuple[str, ...]] = field(default_factory=dict)  # torch's list → functions
     # Tensor name → classes of its parametrizations, in the order in which they apply.
@@ -48,6 +49,7 @@ class ClassRecord(Struct, frozen=True, kw_only=True, omit_defaults=True):
     tree: str | None = None  # hash of the whole class's syntax tree
     forward: tuple[str, ...] = ()  # the functions of user code that forward runs, forward first
     base: str | None = None  # the nearest installed class, if the forward of one runs
+    parameters: tuple[str, ...] = ()  # of its constructor, without device and dtype
     constants: dict[str, Any] = field(default_factory=dict)  # class attributes that forward reads
     unread: tuple[str, ...] = ()  # attributes that no forward of the model reads
     changing: tuple[str, ...] = ()  # attributes that forward itself sets

@@ -6,11 +6,13 @@ arguments are left out too: they are compared by value. The text is parsed, neve
 """
 
 import ast
+import warnings
 from collections.abc import Iterator, Mapping
 from typing import Any
 
 import xxhash
 
+TEXT_CHARACTERS = 100_000  # of one function; a longer one is data rather than code
 # Statements that only tell a person something.
 _TALKING = frozenset({"print", "warn", "warn_once", "warning", "warning_once", "debug", "info",
                       "log"})  # fmt: skip
@@ -31,12 +33,20 @@ def normalised(node: ast.AST, references: Mapping[str, str]) -> str:
     return _Normaliser(local_names(node), references, in_class).text(node, top=True)
 
 
-def parse(text: str) -> ast.AST | None:
-    """The function or class in a dedented text; None where it is not Python that we can read."""
+def parse_file(text: str) -> ast.Module | None:
+    """The tree of a file; None where it is not Python that we can read."""
     try:
-        body = ast.parse(text).body
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of odd literals, which are not our business
+            return ast.parse(text)
     except (SyntaxError, ValueError, RecursionError, MemoryError):
         return None
+
+
+def parse(text: str) -> ast.AST | None:
+    """The function or class in a dedented text; None where it is not Python that we can read."""
+    tree = parse_file(text) if len(text) <= TEXT_CHARACTERS else None
+    body = tree.body if tree is not None else []
     if len(body) != 1:
         return None
     statement = body[0]

@@ -117,7 +117,7 @@ class Outside(nn.Module):
         self.grid = torch.zeros(600_000)
 
     def folder(self) -> str:
-        return os.path.dirname(__file__)
+        return str(Path(__file__).parent)
 
     def namespace(self):
         return globals()
