@@ -13,22 +13,18 @@ import random
 import struct
 from collections import Counter, OrderedDict, defaultdict, deque
 from collections.abc import Callable, Mapping
-from datetime import date, datetime, time, timedelta, timezone
-from decimal import Decimal
+from datetime import datetime, time
 from enum import Enum
-from fractions import Fraction
-from functools import partial
-from pathlib import Path, PosixPath, PurePath, PurePosixPath, PureWindowsPath, WindowsPath
 from types import SimpleNamespace
 from typing import Any
-from uuid import UUID
-from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
 import numpy as np
 from msgspec import Struct, field
 
 from holdtrue.limits import limits
 from holdtrue.records.inert import NamedReference, Record
+from holdtrue.records.leaves import LEAVES, TORCH
+from holdtrue.records.revival import Revival, set_state
 from holdtrue.records.trust import Trust, class_name, find_class
 
 TAG = "$"
@@ -48,16 +44,6 @@ FACTORIES: dict[str, Callable[[], Any] | None] = {
     "counter": Counter,
     "odict": OrderedDict,
 }
-
-
-class Revival(Struct, frozen=True, kw_only=True):
-    """A state to be put into a live object, once everything else has been checked."""
-
-    target: Any
-    via: str  # state_dict · setstate · dict · random · np.random · generator
-    state: Any
-    items: Any = None
-    path: str
 
 
 class NodeError(ValueError):
@@ -111,8 +97,8 @@ def _decode(node: Any, d: Decoding, live: Any, path: str, depth: int) -> Any:
 
 
 def _tagged(kind: str, node: dict[str, Any], d: Decoding, live: Any, path: str, depth: int) -> Any:
-    if kind in _LEAVES:
-        return _LEAVES[kind](node["v"])
+    if kind in LEAVES:
+        return LEAVES[kind](node["v"])
     if kind == "tensor":
         return d.tensor(node["v"])
     if kind in ("list", "set", "frozenset", "tuple", "deque"):
@@ -147,8 +133,8 @@ def _tagged(kind: str, node: dict[str, Any], d: Decoding, live: Any, path: str, 
             return made
         d.revivals.append(Revival(target=live, via=kind, state=made.get_state(), path=path))
         return live
-    if kind in _TORCH:
-        return Record(class_name=f"torch.{_TORCH[kind]}", args=(node["v"],))
+    if kind in TORCH:
+        return Record(class_name=f"torch.{TORCH[kind]}", args=(node["v"],))
     raise NodeError(f"{path}: unknown kind {str(kind)[:40]!r}")
 
 
@@ -324,117 +310,3 @@ def _peer_state(target: Any, via: str) -> Any:
     if target is None:
         return None
     return target.state_dict() if via == "state_dict" else getattr(target, "__dict__", None)
-
-
-def set_state(target: Any, via: str, state: Any, items: Any) -> None:
-    """Put a decoded state into an object, as copying protocols do."""
-    if via == "state_dict":
-        target.load_state_dict(state)
-    elif via == "setstate":
-        target.__setstate__(state)
-    elif via == "random":
-        target.setstate(state)
-    elif via == "generator":
-        target.set_state(state)
-    elif via == "np.random":
-        if isinstance(target, np.random.RandomState):
-            target.set_state(state)
-        else:
-            getattr(target, "bit_generator", target).state = state
-    else:
-        attributes, slots = state if isinstance(state, tuple) and len(state) == 2 else (state, None)
-        if attributes:
-            # Attributes set since are forgotten: the object is what it was when saved.
-            target.__dict__.clear()
-            target.__dict__.update(attributes)
-        for name, value in (slots or {}).items():
-            object.__setattr__(target, name, value)
-    if isinstance(items, dict):
-        dict.clear(target)
-        dict.update(target, items)
-    elif isinstance(items, list):
-        if isinstance(target, set):
-            set.clear(target)
-            set.update(target, items)
-        else:
-            list.clear(target)
-            list.extend(target, items)
-
-
-def _float(text: str) -> float:
-    if text.startswith("nan:"):  # the payload is kept: nan:7ff8000000000001
-        return float(struct.unpack(">d", bytes.fromhex(text[4:]))[0])
-    return float(text)
-
-
-def _path(payload: list[str]) -> PurePath:
-    kind, text = payload
-    concrete: dict[str, type[PurePath]] = {
-        "Path": Path,
-        "PosixPath": PosixPath,
-        "WindowsPath": WindowsPath,
-        "PurePosixPath": PurePosixPath,
-        "PureWindowsPath": PureWindowsPath,
-    }
-    cls = concrete[kind]
-    if issubclass(cls, Path) and not isinstance(Path(), cls):
-        # A path of the other system: it can be looked at here, not opened.
-        cls = PurePosixPath if kind == "PosixPath" else PureWindowsPath
-    return cls(text)
-
-
-def _zone(key: str) -> Any:
-    try:
-        return ZoneInfo(key)
-    except (ZoneInfoNotFoundError, ValueError):
-        return Record(class_name="zoneinfo.ZoneInfo", args=(key,))
-
-
-def _timezone(payload: list[Any]) -> timezone:
-    offset = timedelta(*payload[0])
-    return timezone(offset) if payload[1] is None else timezone(offset, payload[1])
-
-
-def _complex(payload: list[Any]) -> complex:
-    real, imaginary = (_float(v) if isinstance(v, str) else float(v) for v in payload)
-    return complex(real, imaginary)
-
-
-def _scalar(payload: list[str]) -> Any:
-    dtype, data = payload
-    return np.frombuffer(base64.b64decode(data), np.dtype(dtype)).reshape(())[()]
-
-
-def _number(text: str) -> int:
-    return int(text, 16)
-
-
-_LEAVES: dict[str, Callable[[Any], Any]] = {
-    "int": _number,
-    "float": _float,
-    "complex": _complex,
-    "str": lambda v: bytes.fromhex(v).decode("utf-8", "surrogatepass"),
-    "bytes": partial(base64.b64decode, validate=True),
-    "bytearray": lambda v: bytearray(base64.b64decode(v, validate=True)),
-    "path": _path,
-    "date": date.fromisoformat,
-    "timedelta": lambda v: timedelta(*v),
-    "timezone": _timezone,
-    "zoneinfo": _zone,
-    "decimal": Decimal,
-    "fraction": lambda v: Fraction(int(v[0], 16), int(v[1], 16)),
-    "uuid": lambda v: UUID(hex=v),
-    "ellipsis": lambda _: ...,
-    "scalar": _scalar,
-    "np.dtype": lambda v: np.dtype([tuple(f) for f in v] if isinstance(v, list) else v),
-}
-
-# Kinds that only torch can build; without it they stay records.
-_TORCH = {
-    "dtype": "dtype",
-    "device": "device",
-    "size": "Size",
-    "layout": "layout",
-    "memory_format": "memory_format",
-    "generator": "Generator",
-}

@@ -10,12 +10,13 @@ import torch
 from torch import Tensor
 
 from holdtrue.capture import loader as loaders
+from holdtrue.capture.objects import take_state
 from holdtrue.capture.rng import sources
-from holdtrue.capture.values import take_state
 from holdtrue.findings import Finding
 from holdtrue.records.manifest import Part
+from holdtrue.records.revival import Revival, set_state
 from holdtrue.records.trust import class_name
-from holdtrue.records.values import TAG, Revival, set_state
+from holdtrue.records.values import TAG
 from holdtrue.restore.fresh import Fresh, decode_value
 from holdtrue.restore.plan import Action, Copy, Plan, grouped
 
