@@ -16,6 +16,7 @@ from zoneinfo import ZoneInfo
 import numpy as np
 import torch
 
+from holdtrue.records.arrays import describe_dtype
 from holdtrue.records.values import TAG
 
 _EXACT_INT = 1 << 53  # above it, JSON readers of other languages lose digits
@@ -59,26 +60,32 @@ def _zone(value: ZoneInfo) -> Any:
     return {TAG: "zoneinfo", "v": value.key}
 
 
-def dtype_node(dtype: "np.dtype[Any]") -> Any:
-    return dtype.str if dtype.names is None else [list(field) for field in dtype.descr]
+def scalar_node(value: "np.generic[Any]") -> Any:
+    """A NumPy scalar. Texts have their own kinds: their dtype would cut trailing zeros."""
+    if type(value) is np.str_:
+        return {TAG: "np.str", "v": value.encode("utf-8", "surrogatepass").hex()}
+    if type(value) is np.bytes_:
+        return {TAG: "np.bytes", "v": b64(value)}
+    return {TAG: "scalar", "v": [describe_dtype(value.dtype), b64(value.tobytes())]}
 
 
 def _tag(kind: str, payload: Callable[[Any], Any]) -> Callable[[Any], Any]:
     return lambda value: {TAG: kind, "v": payload(value)}
 
 
-def _b64(value: bytes) -> str:
+def b64(value: bytes) -> str:
     return base64.b64encode(value).decode()
 
 
-def _generator(value: torch.Generator) -> list[str]:
-    return [str(value.device), _b64(value.get_state().numpy().tobytes())]
+def generator_node(value: torch.Generator) -> dict[str, Any]:
+    state = b64(value.get_state().numpy().tobytes())
+    return {TAG: "generator", "v": [str(value.device), state]}
 
 
-def _random(value: random.Random) -> Any:
+def random_node(value: random.Random) -> dict[str, Any]:
     version, words, gauss = value.getstate()
     packed = struct.pack(f"<{len(words)}I", *words)
-    return {TAG: "random", "v": [version, _b64(packed), gauss]}
+    return {TAG: "random", "v": [version, b64(packed), gauss]}
 
 
 _PATHS = (PosixPath, WindowsPath, PurePosixPath, PureWindowsPath, Path)
@@ -87,8 +94,7 @@ LEAVES: dict[type, Callable[[Any], Any]] = {
     int: _int,
     float: _float,
     complex: _complex,
-    bytes: _tag("bytes", _b64),
-    bytearray: _tag("bytearray", _b64),
+    bytes: _tag("bytes", b64),
     ZoneInfo: _zone,
     date: _tag("date", date.isoformat),
     timedelta: _tag("timedelta", lambda v: [v.days, v.seconds, v.microseconds]),
@@ -101,7 +107,5 @@ LEAVES: dict[type, Callable[[Any], Any]] = {
     torch.device: _tag("device", str),
     torch.layout: _tag("layout", lambda v: str(v).removeprefix("torch.")),
     torch.memory_format: _tag("memory_format", lambda v: str(v).removeprefix("torch.")),
-    torch.Generator: _tag("generator", _generator),
-    random.Random: _random,
-    **{p: _tag("path", lambda v: [type(v).__name__, str(v)]) for p in _PATHS},
+    **{p: _tag("path", lambda v: [type(v).__name__, _str(str(v))]) for p in _PATHS},
 }

@@ -90,7 +90,7 @@ def add_array(into: TensorSet, array: np.ndarray[Any, Any], name: str) -> str:
     key = _free_key(into, name)
     into.known[memory] = key
     into.held.append(array)
-    native = array.dtype.str
+    native = array.dtype.str  # of a structured one, its width; the value node has the fields
     torch_name = next((d.name for d in DTYPES.values() if d.numpy == native), None)
     row = DTYPES[torch_name] if torch_name else None
     code, shape = (row.code, array.shape + row.trailing) if row else ("U8", (array.nbytes,))
@@ -161,6 +161,9 @@ def _memory(tensor: Tensor) -> tuple[Any, ...]:
 
 def _free_key(into: TensorSet, name: str) -> str:
     name = name or into.part  # a part that is one tensor
+    # Lone surrogates have no place in JSON, and safetensors keeps one name for itself.
+    name = name.encode("utf-8", "backslashreplace").decode()
+    name = f"{name}~" if name == "__metadata__" else name
     key, n = f"{into.part}/{name}", 2
     while key in into.records:
         key, n = f"{into.part}/{name}~{n}", n + 1

@@ -5,7 +5,8 @@ what it answers is encoded in turn. What cannot be kept becomes a finding with i
 """
 
 import argparse
-import base64
+import random
+import reprlib
 import types
 from collections import Counter, OrderedDict, defaultdict, deque
 from collections.abc import Callable
@@ -19,11 +20,19 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from holdtrue.capture.leaves import LEAVES, dtype_node, is_unicode
+from holdtrue.capture.leaves import (
+    LEAVES,
+    b64,
+    generator_node,
+    is_unicode,
+    random_node,
+    scalar_node,
+)
 from holdtrue.capture.objects import take_state
 from holdtrue.capture.tensors import TensorSet, add_array, add_tensor
 from holdtrue.findings import Finding
 from holdtrue.limits import limits
+from holdtrue.records.arrays import describe_dtype
 from holdtrue.records.trust import class_name
 from holdtrue.records.values import FACTORIES, TAG, join
 
@@ -43,29 +52,37 @@ class ValueEncoder:
 
     def encode(self, value: Any, path: str) -> Any:
         """The node of a value, complete in itself."""
-        node = self._encode(value, path, 0, inside_object=False)
-        return self._number_shared(node) if self._shared else node
+        return self._whole(value, path, inside_object=False)
 
     def encode_state(self, state: Any, path: str) -> Any:
         """The node of an object's own state, where named functions may stand."""
-        node = self._encode(state, path, 0, inside_object=True)
-        return self._number_shared(node) if self._shared else node
+        return self._whole(state, path, inside_object=True)
 
     def encode_apart(self, state: Any, path: str) -> Any:
         # Kept in another tree, which cannot refer into this one.
         return ValueEncoder(self.tensors).encode_state(state, path)
+
+    def _whole(self, value: Any, path: str, inside_object: bool) -> Any:
+        try:
+            node = self._encode(value, path, 0, inside_object)
+            return self._number_shared(node) if self._shared else node
+        except RecursionError:  # within the format's bound, but past what the caller's stack left
+            return self._too_deep(path)
+
+    def _too_deep(self, path: str) -> None:
+        return self._refuse(
+            path,
+            f"nested deeper than {limits().value_depth} levels, or than the stack allows",
+            "the format bounds its depth",
+            "flatten the value",
+        )
 
     def _encode(self, value: Any, path: str, depth: int, inside_object: bool) -> Any:
         kind = type(value)
         if value is None or kind is bool:
             return value
         if depth > limits().value_depth:
-            return self._refuse(
-                path,
-                f"nested deeper than {limits().value_depth} levels",
-                "the format bounds its depth",
-                "flatten the value",
-            )
+            return self._too_deep(path)
         leaf = LEAVES.get(kind)
         if leaf is not None:
             return leaf(value)
@@ -88,12 +105,11 @@ class ValueEncoder:
                     "its elements have no fixed bytes",
                     "save array.tolist()",
                 )
-            return {TAG: "tensor", "v": add_array(self.tensors, value, path)}
+            return self._array(value, path)
         if isinstance(value, np.generic) and not value.dtype.hasobject:
-            data = base64.b64encode(value.tobytes()).decode()
-            return {TAG: "scalar", "v": [dtype_node(value.dtype), data]}
+            return scalar_node(value)
         if isinstance(value, np.dtype) and not value.hasobject:
-            return {TAG: "np.dtype", "v": dtype_node(value)}
+            return {TAG: "np.dtype", "v": describe_dtype(value)}
         if isinstance(value, Enum):
             inner = self._encode(value.value, path, depth + 1, inside_object)
             return {TAG: "enum", "class": class_name(type(value)), "name": value.name, "v": inner}
@@ -132,13 +148,13 @@ class ValueEncoder:
         self._open.discard(id(value))
         if type(value) is torch.Size:
             return {TAG: "size", "v": nodes}
-        return {TAG: "frozenset" if type(value) is frozenset else "tuple", "v": nodes}
+        return {TAG: "tuple", "v": nodes}
 
     def _set(self, value: Any, path: str, depth: int, inside: bool) -> Any:
         node: dict[str, Any] = {TAG: type(value).__name__, "v": []}
         if type(value) is set:
             self._remember(value, node)
-        nodes = [self._encode(v, f"{path}{{{v!r}}}", depth + 1, inside) for v in value]
+        nodes = [self._encode(v, f"{path}{{{reprlib.repr(v)}}}", depth + 1, inside) for v in value]
         if not any(isinstance(n, dict) for n in nodes):
             nodes.sort(key=msgspec.json.encode)  # the same set gives the same bytes
         node["v"] = nodes
@@ -190,6 +206,19 @@ class ValueEncoder:
             ]
             for k, v in value.items()
         ]
+
+    def _array(self, value: Any, path: str) -> Any:
+        node: dict[str, Any] = {TAG: "tensor", "v": add_array(self.tensors, value, path)}
+        if value.dtype.names is not None:
+            node["dtype"] = describe_dtype(value.dtype)  # the file itself has bytes only
+            self._remember(value, node)
+        return node
+
+    def _simple(self, value: Any, path: str, depth: int, inside: bool) -> Any:
+        # Leaves that can change: two references to one must stay one.
+        node = _CHANGING[type(value)](value)
+        self._remember(value, node)
+        return node
 
     def _namespace(self, value: Any, path: str, depth: int, inside: bool) -> Any:
         node: dict[str, Any] = {TAG: "namespace"}
@@ -310,6 +339,11 @@ def _hashable(value: Any) -> bool:
     return isinstance(value, type) or value is None
 
 
+_CHANGING: dict[type, Callable[[Any], dict[str, Any]]] = {
+    bytearray: lambda value: {TAG: "bytearray", "v": b64(value)},
+    torch.Generator: generator_node,
+    random.Random: random_node,
+}
 _CONTAINERS: dict[type, Callable[[ValueEncoder, Any, str, int, bool], Any]] = {
     list: ValueEncoder._list,
     tuple: ValueEncoder._tuple,
@@ -327,4 +361,5 @@ _CONTAINERS: dict[type, Callable[[ValueEncoder, Any, str, int, bool], Any]] = {
     time: ValueEncoder._moment,
     argparse.Namespace: ValueEncoder._namespace,
     types.SimpleNamespace: ValueEncoder._namespace,
+    **dict.fromkeys(_CHANGING, ValueEncoder._simple),
 }

@@ -13,6 +13,7 @@ from holdtrue.findings import Finding, report
 from holdtrue.formats.safetensors import Header, parse_header
 from holdtrue.formats.view import LazyTensor, Piece, Storage, View
 from holdtrue.limits import limits
+from holdtrue.records.arrays import dtype_of
 from holdtrue.records.dtypes import DTYPES, contiguous_stride, product
 from holdtrue.records.manifest import NAME, Chunk, Manifest, TensorRecord, decode_manifest
 from holdtrue.records.values import Decoding, NodeError, decode
@@ -59,7 +60,7 @@ def to_view(directory: Path, manifest: Manifest) -> View:
 
 def _tree(name: str, node: Any, tensors: dict[str, LazyTensor]) -> Any:
     try:
-        return decode(node, Decoding(tensor=tensors.__getitem__), path=name)
+        return decode(node, Decoding(tensor=tensors.__getitem__, inert=True), path=name)
     except NodeError as error:
         raise _damaged(name, str(error)) from None
 
@@ -159,12 +160,10 @@ def _stored_bytes(record: TensorRecord, shape: tuple[int, ...]) -> int:
 
 def numpy_itemsize(name: str) -> int:
     """Bytes of one element of a NumPy dtype string such as "<M8[s]"."""
-    import numpy as np
-
     try:
-        return np.dtype(name).itemsize
-    except TypeError:
-        raise _damaged(name, "it is no NumPy dtype") from None
+        return dtype_of(name).itemsize
+    except ValueError as error:
+        raise _damaged(name[:40], str(error)) from None
 
 
 def unreadable(path: Path, error: OSError) -> HoldtrueError:

@@ -11,6 +11,7 @@ from holdtrue.errors import DamageError, fail
 from holdtrue.findings import Finding
 from holdtrue.formats.view import LazyTensor, Piece, Storage
 from holdtrue.limits import limits
+from holdtrue.records.arrays import dtype_of
 from holdtrue.records.dtypes import DTYPES, contiguous_stride, product
 
 # Elements are moved as opaque numbers of their size, so that no NaN payload is ever touched.
@@ -89,7 +90,7 @@ def read_piece(piece: Piece, itemsize: int) -> Bytes:
 def element_bytes(tensor: LazyTensor) -> int:
     """Bytes of one element in the file."""
     if tensor.numpy is not None:
-        return np.dtype(tensor.numpy).itemsize
+        return dtype_of(tensor.numpy).itemsize
     return DTYPES[tensor.dtype].itemsize
 
 

@@ -14,6 +14,7 @@ from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
 import numpy as np
 
+from holdtrue.records.arrays import dtype_of
 from holdtrue.records.inert import Record
 
 
@@ -23,8 +24,9 @@ def _float(text: str) -> float:
     return float(text)
 
 
-def _path(payload: list[str]) -> PurePath:
-    kind, text = payload
+def _path(payload: list[Any]) -> PurePath:
+    kind, node = payload
+    text = node if isinstance(node, str) else _str(node["v"])
     concrete: dict[str, type[PurePath]] = {
         "Path": Path,
         "PosixPath": PosixPath,
@@ -57,8 +59,15 @@ def _complex(payload: list[Any]) -> complex:
 
 
 def _scalar(payload: list[str]) -> Any:
-    dtype, data = payload
-    return np.frombuffer(base64.b64decode(data), np.dtype(dtype)).reshape(())[()]
+    dtype, raw = dtype_of(payload[0]), base64.b64decode(payload[1], validate=True)
+    if not dtype.itemsize and not raw:
+        return np.zeros((), dtype)[()]
+    # A copy, since a structured scalar can be written to.
+    return np.frombuffer(raw, dtype).reshape(()).copy()[()]
+
+
+def _str(text: str) -> str:
+    return bytes.fromhex(text).decode("utf-8", "surrogatepass")
 
 
 def _number(text: str) -> int:
@@ -69,7 +78,7 @@ LEAVES: dict[str, Callable[[Any], Any]] = {
     "int": _number,
     "float": _float,
     "complex": _complex,
-    "str": lambda v: bytes.fromhex(v).decode("utf-8", "surrogatepass"),
+    "str": _str,
     "bytes": partial(base64.b64decode, validate=True),
     "bytearray": lambda v: bytearray(base64.b64decode(v, validate=True)),
     "path": _path,
@@ -82,7 +91,9 @@ LEAVES: dict[str, Callable[[Any], Any]] = {
     "uuid": lambda v: UUID(hex=v),
     "ellipsis": lambda _: ...,
     "scalar": _scalar,
-    "np.dtype": lambda v: np.dtype([tuple(f) for f in v] if isinstance(v, list) else v),
+    "np.str": lambda v: np.str_(_str(v)),
+    "np.bytes": lambda v: np.bytes_(base64.b64decode(v, validate=True)),
+    "np.dtype": dtype_of,
 }
 
 # Kinds that only torch can build; without it they stay records.

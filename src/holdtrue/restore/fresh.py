@@ -14,6 +14,7 @@ from holdtrue.errors import OpenError, fail
 from holdtrue.findings import Finding
 from holdtrue.formats.tensor_bytes import read_tensor
 from holdtrue.formats.view import LazyTensor
+from holdtrue.records.arrays import dtype_of
 from holdtrue.records.dtypes import DTYPES, OVERLAP_FACTOR, contiguous_stride, extent, product
 from holdtrue.records.inert import Record
 from holdtrue.records.trust import Trust, find_class
@@ -70,7 +71,9 @@ class Fresh(Struct):
 
 def build_array(lazy: LazyTensor) -> "np.ndarray[Any, Any]":
     """A NumPy array, in the memory order it had."""
-    array = read_tensor(lazy).view(np.dtype(lazy.numpy)).reshape(lazy.shape)
+    data, dtype = read_tensor(lazy), dtype_of(lazy.numpy)
+    # An itemsize of 0 (empty texts) leaves no bytes to look at.
+    array = data.view(dtype).reshape(lazy.shape) if dtype.itemsize else np.zeros(lazy.shape, dtype)
     fortran = lazy.stride != contiguous_stride(lazy.shape)
     return np.asfortranarray(array) if fortran else array
 

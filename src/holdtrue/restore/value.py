@@ -1,6 +1,7 @@
 """Plans the restore of values, objects, loaders and random states into what the caller holds."""
 
 import copy
+import reprlib
 from collections import OrderedDict, defaultdict, deque
 from collections.abc import Callable
 from typing import Any
@@ -244,8 +245,7 @@ def _cannot_change(name: str, value: Any, live: Any) -> Finding:
 
 
 def _short(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) <= 120 else text[:117] + "…"
+    return reprlib.repr(value)  # bounded: lists that share one another print for ever
 
 
 def other_class(name: str, saved: str, here: str) -> Finding:
