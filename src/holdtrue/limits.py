@@ -27,6 +27,7 @@ class Limits(Struct, frozen=True, kw_only=True):
     memo: int = 5_000_000  # memo slots of one pickle
     pickle_bytes: int = 1 * GIB  # of the pickle itself, tensors apart
     inflated_bytes: int = 64 * GIB  # of one compressed record, and never more than 1032 to 1
+    expanded_bytes: int = 4 * GIB  # of one tensor whose strides repeat its bytes
     dimensions: int = 64  # of one tensor; torch itself stops at 64
 
     # How files are laid out and moved.

@@ -14,6 +14,7 @@ from msgspec import Struct
 
 from holdtrue.errors import DamageError, fail
 from holdtrue.findings import Finding
+from holdtrue.formats.strict_json import strict_json
 from holdtrue.limits import limits
 from holdtrue.records.dtypes import SAFETENSORS, product
 
@@ -65,36 +66,21 @@ def header_length(prefix: bytes, file_bytes: int, where: str) -> int:
     return 8 + length
 
 
-def parse_header(raw: bytes, file_bytes: int, where: str) -> Header:
-    """The checked header; `raw` holds all bytes before the data. Raises DamageError."""
+def parse_header(raw: bytes, file_bytes: int | None, where: str) -> Header:
+    """The checked header; `raw` holds all bytes before the data. Raises DamageError.
+
+    Without `file_bytes` the data may be cut off; the header is held to the other rules.
+    """
     try:
-        text = raw[8:].decode("utf-8")
-        if not text.startswith("{"):
-            raise ValueError("it does not start with '{'")
-        body = json.loads(text, object_pairs_hook=_unique, parse_constant=_no_constant)
+        body = strict_json(raw[8:])
         if not isinstance(body, dict):
             raise ValueError("it is not an object")
         metadata = _metadata(body.pop("__metadata__", {}))
-        if len(body) > limits().entries:
-            raise ValueError(f"it lists {len(body):,} tensors; {limits().entries:,} are allowed")
-        entries = {name: _entry(name, value) for name, value in body.items()}
-        _check_coverage(entries, file_bytes - len(raw))
-    except RecursionError:
-        raise _damage(where, "the header is nested too deeply") from None
-    except ValueError as error:  # JSON and UTF-8 errors are ValueErrors too
+        entries = {name: parse_entry(name, value) for name, value in body.items()}
+        _check_coverage(entries, None if file_bytes is None else file_bytes - len(raw))
+    except ValueError as error:
         raise _damage(where, f"the header is not valid: {error}") from None
     return Header(entries, metadata, len(raw))
-
-
-def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found = dict(pairs)
-    if len(found) != len(pairs):
-        raise ValueError("a name stands in it twice")
-    return found
-
-
-def _no_constant(name: str) -> Any:
-    raise ValueError(f"{name} is not a JSON number")
 
 
 def _metadata(value: Any) -> dict[str, str]:
@@ -103,7 +89,8 @@ def _metadata(value: Any) -> dict[str, str]:
     return value
 
 
-def _entry(name: str, value: Any) -> Entry:
+def parse_entry(name: str, value: Any) -> Entry:
+    """One tensor's checked description. Raises ValueError."""
     if not isinstance(value, dict) or set(value) != {"dtype", "shape", "data_offsets"}:
         raise ValueError(f"{name!r} needs exactly dtype, shape and data_offsets")
     code, shape, offsets = value["dtype"], value["shape"], value["data_offsets"]
@@ -126,13 +113,13 @@ def _sizes(value: Any) -> bool:
     return isinstance(value, list) and all(type(v) is int and 0 <= v < 1 << 63 for v in value)
 
 
-def _check_coverage(entries: dict[str, Entry], data_bytes: int) -> None:
+def _check_coverage(entries: dict[str, Entry], data_bytes: int | None) -> None:
     position = 0
     for entry in sorted(entries.values(), key=lambda e: (e.begin, e.end)):
         if entry.begin != position:
             raise ValueError(f"{entry.name!r} starts at {entry.begin:,}, expected {position:,}")
         position = entry.end
-    if position != data_bytes:
+    if data_bytes is not None and position != data_bytes:
         raise ValueError(f"its tensors take {position:,} bytes, the file holds {data_bytes:,}")
 
 

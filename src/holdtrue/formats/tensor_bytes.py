@@ -1,6 +1,11 @@
-"""Reading a lazy tensor's bytes: inflated, swapped to little-endian, in C order."""
+"""Reading a lazy tensor's bytes: inflated, swapped to little-endian, in C order.
 
+Files are read, never mapped: a file that is cut short while it is mapped kills the process.
+"""
+
+import os
 import zlib
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -10,38 +15,17 @@ import xxhash
 from holdtrue.errors import DamageError, fail
 from holdtrue.findings import Finding
 from holdtrue.formats.view import LazyTensor, Piece, Storage
-from holdtrue.limits import limits
+from holdtrue.limits import KIB, MIB, limits
 from holdtrue.records.arrays import dtype_of
 from holdtrue.records.dtypes import DTYPES, contiguous_stride, product
 
 # Elements are moved as opaque numbers of their size, so that no NaN payload is ever touched.
-_OPAQUE = {1: "u1", 2: "<u2", 4: "<u4", 8: "<u8", 16: "V16"}
+_OPAQUE = {1: "u1", 2: "<u2", 4: "<u4", 8: "<u8"}
+# Where rows lie further apart than this, each is read by itself instead of all that lies between.
+_ROW_GAP = 64 * KIB
+_DEFLATE_RATIO = 1032  # the most that deflate can expand
 
 Bytes = npt.NDArray[np.uint8]
-
-
-def read_storage(storage: Storage, start: int = 0, nbytes: int | None = None) -> Bytes:
-    """`nbytes` bytes of a storage from `start`. Raises DamageError where the file has fewer."""
-    wanted = storage.nbytes - start if nbytes is None else nbytes
-    if start < 0 or wanted < 0 or start + wanted > storage.nbytes:
-        raise _short(storage, start + wanted, storage.nbytes)
-    if storage.codec == "deflate":
-        data = _inflate(storage)[start : start + wanted]
-    else:
-        data = np.empty(wanted, np.uint8)
-        with Path(storage.file).open("rb") as file:
-            file.seek(storage.offset + start)
-            got = file.readinto(data.data)
-        if got != wanted:
-            raise _short(storage, start + wanted, start + got)
-        if storage.digest and wanted == storage.nbytes:
-            _check_digest(storage, data)
-    if storage.big_endian and storage.itemsize > 1:
-        width = storage.itemsize
-        if start % width or wanted % width:
-            raise _short(storage, start + wanted, storage.nbytes)
-        data = data.reshape(-1, width)[:, ::-1].reshape(-1)
-    return data
 
 
 def read_tensor(tensor: LazyTensor) -> Bytes:
@@ -49,42 +33,113 @@ def read_tensor(tensor: LazyTensor) -> Bytes:
 
     Raises ValueError for layouts that have components; read those one by one.
     """
-    if not tensor.pieces and product(tensor.shape):
-        raise ValueError(f"a {tensor.layout} tensor has no bytes of its own")
+    return read_box(tensor, (0,) * len(tensor.shape), tensor.shape)
+
+
+def tensor_chunks(tensor: LazyTensor) -> Iterator[Bytes]:
+    """The bytes of `read_tensor` in blocks of about `limits().chunk_bytes`, one at a time."""
+    step = limits().chunk_bytes
+    if any(piece.storage.codec != "raw" for piece in tensor.pieces):
+        whole = read_tensor(tensor)  # a compressed record has no way in but from its start
+        yield from (whole[at : at + step] for at in range(0, len(whole), step))
+        return
+    for start, shape in _blocks(tensor.shape, step // max(1, element_bytes(tensor)) or 1):
+        yield read_box(tensor, start, shape)
+
+
+def read_box(tensor: LazyTensor, start: tuple[int, ...], shape: tuple[int, ...]) -> Bytes:
+    """The bytes of the box of `shape` at `start`, in C order."""
     itemsize = element_bytes(tensor)
-    if len(tensor.pieces) == 1 and tensor.pieces[0].shape == tensor.shape:
-        return read_piece(tensor.pieces[0], itemsize)
-    whole = np.zeros(tensor.shape, _OPAQUE[itemsize])
-    for piece in tensor.pieces:
-        box = tuple(slice(s, s + n) for s, n in zip(piece.start, piece.shape, strict=True))
-        part = read_piece(piece, itemsize).view(_OPAQUE[itemsize]).reshape(piece.shape)
-        whole[box] = part
-    return whole.reshape(-1).view(np.uint8)
+    count = product(shape)
+    if not tensor.pieces and count:
+        raise ValueError(f"a {tensor.layout} tensor has no bytes of its own")
+    if not count or not itemsize:
+        return np.empty(0, np.uint8)
+    _check_expansion(tensor, itemsize)
+    parts = [part for piece in tensor.pieces if (part := _cut(piece, start, shape)) is not None]
+    if sum(product(part.shape) for part in parts) != count:
+        raise _damage(
+            tensor.pieces[0].storage,
+            "tensor-incomplete",
+            "a tensor's pieces do not cover it",
+            f"{count:,} elements are needed, the pieces hold "
+            f"{sum(product(part.shape) for part in parts):,}",
+        )
+    if len(parts) == 1:
+        return _with_lazy_bits(tensor, read_piece(parts[0], itemsize))
+    for part in parts:
+        _check_on_disk(part.storage)
+    # Axes of one element are left out: NumPy 1 stops at 32 axes, torch at 64.
+    axes = [axis for axis, size in enumerate(shape) if size != 1]
+    whole = np.empty([shape[axis] for axis in axes], _opaque(itemsize))
+    for part in parts:
+        box = tuple(
+            slice(part.start[a] - start[a], part.start[a] - start[a] + part.shape[a]) for a in axes
+        )
+        data = read_piece(part, itemsize).view(_opaque(itemsize))
+        whole[box] = data.reshape([part.shape[axis] for axis in axes])
+    return _with_lazy_bits(tensor, whole.reshape(-1).view(np.uint8))
 
 
 def read_piece(piece: Piece, itemsize: int) -> Bytes:
     """The bytes of one box in C order. Strides past the storage raise DamageError."""
-    count = product(piece.shape)
-    if not count:
+    if not product(piece.shape) or not itemsize:
         return np.empty(0, np.uint8)
-    first = last = piece.offset
-    for size, step in zip(piece.shape, piece.stride, strict=True):
-        reach = (size - 1) * step
-        first, last = first + min(reach, 0), last + max(reach, 0)
+    first, last = reach(piece.shape, piece.stride, piece.offset)
     end = (last + 1) * itemsize
     if first < 0 or end > piece.storage.nbytes:
         raise _short(piece.storage, end, piece.storage.nbytes)
-    data = read_storage(piece.storage, first * itemsize, end - first * itemsize)
     if _is_contiguous(piece):
-        return data
-    elements = data.view(_OPAQUE[itemsize])
+        return read_storage(piece.storage, first * itemsize, end - first * itemsize)
+    axis = _far_axis(piece, itemsize)
+    if axis is not None:
+        return _read_rows(piece, itemsize, axis)
+    data = read_storage(piece.storage, first * itemsize, end - first * itemsize)
+    kept = [(size, step) for size, step in zip(piece.shape, piece.stride, strict=True) if size != 1]
     view = np.lib.stride_tricks.as_strided(
-        elements[piece.offset - first :],
-        piece.shape,
-        tuple(step * itemsize for step in piece.stride),
+        data.view(_opaque(itemsize))[piece.offset - first :],
+        [size for size, _ in kept],
+        [step * itemsize for _, step in kept],
         writeable=False,
     )
     return np.ascontiguousarray(view).reshape(-1).view(np.uint8)
+
+
+def read_storage(storage: Storage, start: int = 0, nbytes: int | None = None) -> Bytes:
+    """`nbytes` bytes of a storage from `start`. Raises DamageError where the file has fewer."""
+    wanted = storage.nbytes - start if nbytes is None else nbytes
+    if start < 0 or wanted < 0 or start + wanted > storage.nbytes:
+        raise _short(storage, start + wanted, storage.nbytes)
+    width = storage.itemsize if storage.big_endian else 1
+    lead = start % width  # a byte-wise view of wider numbers: swap whole numbers, then cut
+    begin, end = start - lead, start + wanted + -(start + wanted) % width
+    if end > storage.nbytes:
+        raise _short(storage, end, storage.nbytes)
+    if storage.codec == "deflate":
+        data = _inflate(storage, end)[begin:]
+    else:
+        data = _read_raw(storage, begin, end - begin)
+    if storage.digest and len(data) == storage.nbytes:
+        _check_digest(storage, data)
+    if width > 1:
+        data = data.reshape(-1, width)[:, ::-1].reshape(-1)
+    return data[lead : lead + wanted]
+
+
+def storage_chunks(storage: Storage) -> Iterator[Bytes]:
+    """A storage's bytes as they were written, not swapped, in blocks; for checksums."""
+    if storage.codec == "raw":
+        for at in range(0, storage.nbytes, limits().chunk_bytes):
+            yield _read_raw(storage, at, min(limits().chunk_bytes, storage.nbytes - at))
+        return
+    got, skip = 0, storage.skip
+    for block in _inflated(storage, storage.skip + storage.nbytes + 1):
+        data = np.frombuffer(block, np.uint8)[skip:]
+        skip = max(0, skip - len(block))
+        got += len(data)
+        yield data
+    if got != storage.nbytes:
+        raise _short(storage, storage.nbytes, got)
 
 
 def element_bytes(tensor: LazyTensor) -> int:
@@ -94,6 +149,65 @@ def element_bytes(tensor: LazyTensor) -> int:
     return DTYPES[tensor.dtype].itemsize
 
 
+def _with_lazy_bits(tensor: LazyTensor, data: Bytes) -> Bytes:
+    """Conjugation and negation that torch had not carried out when it saved the bytes."""
+    if not tensor.lazy_bits:
+        return data
+    is_complex = tensor.dtype.startswith("complex")
+    width = element_bytes(tensor) // (2 if is_complex else 1)
+    numbers = data.copy().view(_opaque(width))
+    sign = 1 << (8 * width - 1)
+    for bit in tensor.lazy_bits:
+        if bit == "conj" and is_complex:
+            numbers[1::2] ^= sign
+        elif bit == "neg" and (is_complex or DTYPES[tensor.dtype].floating):
+            numbers ^= sign
+        elif bit == "neg":
+            np.negative(numbers, out=numbers)  # unsigned, so that it wraps as torch's does
+    return numbers.view(np.uint8)
+
+
+def _blocks(shape: tuple[int, ...], most: int) -> Iterator[tuple[tuple[int, ...], tuple[int, ...]]]:
+    """Boxes of at most `most` elements that follow one another in C order."""
+    if not product(shape):
+        return
+    axis, inner = len(shape), 1  # the axes from `axis` on fit into one block together
+    while axis and inner * shape[axis - 1] <= most:
+        axis -= 1
+        inner *= shape[axis]
+    if not axis:
+        yield (0,) * len(shape), shape
+        return
+    rows = max(1, most // inner)
+    tail = shape[axis:]
+    for lead in np.ndindex(*shape[: axis - 1]):
+        for row in range(0, shape[axis - 1], rows):
+            size = min(rows, shape[axis - 1] - row)
+            yield (*lead, row, *(0 for _ in tail)), (*(1 for _ in lead), size, *tail)
+
+
+def _cut(piece: Piece, start: tuple[int, ...], shape: tuple[int, ...]) -> Piece | None:
+    """The part of a piece that lies in the box, if any."""
+    low = tuple(map(max, piece.start, start))
+    high = [min(s + n, b + m) for s, n, b, m in zip(piece.start, piece.shape, start, shape,
+                                                    strict=True)]  # fmt: skip
+    size = tuple(h - lo for h, lo in zip(high, low, strict=True))
+    if any(n <= 0 for n in size):
+        return None
+    skipped = zip(low, piece.start, piece.stride, strict=True)
+    offset = piece.offset + sum((lo - s) * step for lo, s, step in skipped)
+    return Piece(start=low, shape=size, storage=piece.storage, offset=offset, stride=piece.stride)
+
+
+def reach(shape: tuple[int, ...], stride: tuple[int, ...], offset: int) -> tuple[int, int]:
+    """The lowest and the highest element that a non-empty box touches."""
+    first = last = offset
+    for size, step in zip(shape, stride, strict=True):
+        reach = (size - 1) * step
+        first, last = first + min(reach, 0), last + max(reach, 0)
+    return first, last
+
+
 def _is_contiguous(piece: Piece) -> bool:
     wanted = contiguous_stride(piece.shape)
     return all(
@@ -101,23 +215,137 @@ def _is_contiguous(piece: Piece) -> bool:
     )
 
 
-def _inflate(storage: Storage) -> Bytes:
-    """The whole record. Deflate cannot expand more than 1032 to 1; a bomb is refused before."""
-    stored = storage.stored or 0
-    budget = min(limits().inflated_bytes, 1032 * stored + 64)
-    if storage.nbytes > budget:
-        raise _short(storage, storage.nbytes, budget)
-    with Path(storage.file).open("rb") as file:
-        file.seek(storage.offset)
-        packed = file.read(stored)
+def _far_axis(piece: Piece, itemsize: int) -> int | None:
+    """The axis whose rows lie far apart, where reading row by row skips much of the file."""
+    if piece.storage.codec != "raw" or not piece.shape:
+        return None
+    axis = max(range(len(piece.shape)), key=lambda a: (piece.shape[a] > 1, abs(piece.stride[a])))
+    rest = _without(piece.shape, axis), _without(piece.stride, axis)
+    first, last = reach(*rest, 0)
+    gap = (abs(piece.stride[axis]) - (last - first + 1)) * itemsize
+    return axis if piece.shape[axis] > 1 and gap > _ROW_GAP else None
+
+
+def _read_rows(piece: Piece, itemsize: int, axis: int) -> Bytes:
+    shape, stride = _without(piece.shape, axis), _without(piece.stride, axis)
+    rows = np.empty((piece.shape[axis], product(shape)), _opaque(itemsize))
+    for index, row in enumerate(rows):
+        part = Piece(
+            start=_without(piece.start, axis),
+            shape=shape,
+            storage=piece.storage,
+            offset=piece.offset + index * piece.stride[axis],
+            stride=stride,
+        )
+        row[:] = read_piece(part, itemsize).view(_opaque(itemsize))
+    apart = rows.reshape(-1, *(size for size in shape if size != 1))
+    moved = np.moveaxis(apart, 0, sum(size != 1 for size in piece.shape[:axis]))
+    return np.ascontiguousarray(moved).reshape(-1).view(np.uint8)
+
+
+def _without(sizes: tuple[int, ...], axis: int) -> tuple[int, ...]:
+    return sizes[:axis] + sizes[axis + 1 :]
+
+
+def _opaque(itemsize: int) -> str:
+    return _OPAQUE.get(itemsize, f"V{itemsize}")
+
+
+def _read_raw(storage: Storage, start: int, nbytes: int) -> Bytes:
+    if storage.inline is not None:
+        if start + nbytes > len(storage.inline):
+            raise _short(storage, start + nbytes, len(storage.inline))
+        return np.frombuffer(storage.inline, np.uint8)[start : start + nbytes]
+    _check_on_disk(storage, start + nbytes)
+    data = np.empty(nbytes, np.uint8)
+    target = data.data
+    got = 0
     try:
-        engine = zlib.decompressobj(-zlib.MAX_WBITS)
-        data = engine.decompress(packed, storage.nbytes + 1)
-    except zlib.error:
-        data = b""
-    if len(data) != storage.nbytes:
-        raise _short(storage, storage.nbytes, len(data))
-    return np.frombuffer(data, np.uint8)
+        with Path(storage.file).open("rb", buffering=0) as file:
+            file.seek(storage.offset + start)
+            while got < nbytes and (count := file.readinto(target[got:])):
+                got += count
+    except OSError as error:
+        raise _unreadable(storage, error) from None
+    if got != nbytes:  # it shrank since it was looked at
+        raise _short(storage, start + nbytes, start + got)
+    return data
+
+
+def _inflate(storage: Storage, end: int) -> Bytes:
+    """A record's first `end` bytes after `skip`. A bomb is refused before its memory is taken."""
+    stored = storage.stored or 0
+    total, needed = storage.skip + storage.nbytes, storage.skip + end
+    budget = min(limits().inflated_bytes, _DEFLATE_RATIO * stored + 64)
+    if total > budget:
+        raise _short(storage, total, budget)
+    data = np.empty(needed, np.uint8)
+    got = 0
+    for block in _inflated(storage, needed + (end == storage.nbytes)):
+        data[got : got + len(block)] = np.frombuffer(block, np.uint8)[: needed - got]
+        got += len(block)
+    if got < needed or (end == storage.nbytes and got > total):
+        raise _short(storage, total, got)
+    return data[storage.skip :]
+
+
+def _inflated(storage: Storage, most: int) -> Iterator[bytes]:
+    """The inflated record in blocks, at most `most` bytes of it."""
+    engine = zlib.decompressobj(-zlib.MAX_WBITS)
+    packed_at, step = 0, min(limits().chunk_bytes, MIB)
+    packed = b""
+    while most > 0 and not engine.eof:
+        if not packed:
+            count = min(step, (storage.stored or 0) - packed_at)
+            if count <= 0:
+                return
+            packed = _read_raw(_as_stored(storage), packed_at, count).tobytes()
+            packed_at += count
+        try:
+            block = engine.decompress(packed, min(most, step))
+        except zlib.error as error:
+            raise _damage(
+                storage, "compressed-data-damaged", "a compressed record cannot be inflated",
+                str(error),
+            ) from None  # fmt: skip
+        packed = engine.unconsumed_tail
+        most -= len(block)
+        yield block
+
+
+def _as_stored(storage: Storage) -> Storage:
+    """The compressed bytes themselves, as a storage."""
+    stored = storage.stored or 0
+    return Storage(key=storage.key, file=storage.file, offset=storage.offset, nbytes=stored)
+
+
+def _check_on_disk(storage: Storage, nbytes: int | None = None) -> None:
+    """Before memory is taken for them: are there so many bytes at all?"""
+    if storage.inline is not None:
+        return
+    if nbytes is None:
+        nbytes = storage.stored or 0 if storage.codec == "deflate" else storage.nbytes
+    try:
+        present = os.stat(storage.file).st_size - storage.offset  # noqa: PTH116
+    except OSError as error:
+        raise _unreadable(storage, error) from None
+    if storage.offset < 0 or nbytes > present:
+        raise _short(storage, nbytes, present)
+
+
+def _check_expansion(tensor: LazyTensor, itemsize: int) -> None:
+    """Strides of zero make terabytes of a few bytes; torch keeps the view, a reader cannot."""
+    total = product(tensor.shape) * itemsize
+    backing = {piece.storage.key: piece.storage.nbytes for piece in tensor.pieces}
+    if total > max(limits().expanded_bytes, sum(backing.values())):
+        raise _damage(
+            tensor.pieces[0].storage,
+            "tensor-expanded",
+            "a tensor repeats its few bytes into too many",
+            f"{list(tensor.shape)} takes {total:,} bytes, made of {sum(backing.values()):,}; "
+            f"{limits().expanded_bytes:,} are allowed",
+            "set HOLDTRUE_EXPANDED_BYTES higher if this is meant",
+        )
 
 
 def _check_digest(storage: Storage, data: Bytes) -> None:
@@ -138,15 +366,32 @@ def digest_mismatch(storage: Storage) -> Finding:
 
 
 def _short(storage: Storage, needed: int, present: int) -> DamageError:
-    return fail(
-        DamageError,
-        storage.file,
-        Finding(
-            code="bytes-missing",
-            severity="error",
-            where=f"{storage.file}: {storage.key}",
-            what="a tensor reaches past the bytes that are there",
-            why=f"{needed:,} bytes are needed, {max(present, 0):,} are present",
-            fix="fetch or save the file again; `holdtrue salvage` keeps the tensors that are whole",
-        ),
+    return _damage(
+        storage,
+        "bytes-missing",
+        "a tensor reaches past the bytes that are there",
+        f"{needed:,} bytes are needed, {max(present, 0):,} are present",
     )
+
+
+def _unreadable(storage: Storage, error: OSError) -> DamageError:
+    return _damage(
+        storage,
+        "file-unreadable",
+        "the file could not be read",
+        error.strerror or type(error).__name__,
+        "check that the file is still there and that you may read it",
+    )
+
+
+def _damage(storage: Storage, code: str, what: str, why: str, fix: str = "") -> DamageError:
+    finding = Finding(
+        code=code,
+        severity="error",
+        where=f"{storage.file}: {storage.key}",
+        what=what,
+        why=why,
+        fix=fix
+        or "fetch or save the file again; `holdtrue salvage` keeps the tensors that are whole",
+    )
+    return fail(DamageError, storage.file, finding)

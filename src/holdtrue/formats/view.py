@@ -7,6 +7,7 @@ standard-library kin, `Record` and `NamedReference` for what is not built, and `
 from typing import Any, Literal
 
 from msgspec import Struct, field
+from msgspec.structs import replace
 
 from holdtrue.findings import Finding
 from holdtrue.records.manifest import Quantizer
@@ -24,10 +25,12 @@ class Storage(Struct, frozen=True, kw_only=True, omit_defaults=True):
     nbytes: int  # bytes once inflated
     codec: Literal["raw", "deflate"] = "raw"
     stored: int | None = None  # bytes within the file, where compressed
+    skip: int = 0  # inflated bytes before the first of these, where compressed
     big_endian: bool = False
     itemsize: int = 1  # unit of byte swapping when big_endian
     crc32: int | None = None  # over the inflated bytes, where the format keeps one
     digest: str | None = None  # xxh3-128 over the bytes, where the format keeps one
+    inline: bytes | None = None  # the bytes themselves, where the file spells them differently
 
 
 class Piece(Struct, frozen=True, kw_only=True):
@@ -55,6 +58,7 @@ class LazyTensor(Struct, frozen=True, kw_only=True, omit_defaults=True):
     components: dict[str, "LazyTensor"] = field(default_factory=dict)
     quantizer: Quantizer | None = None
     numpy: str | None = None  # NumPy's own dtype string, for arrays
+    lazy_bits: tuple[str, ...] = ()  # "conj", "neg": not in the bytes yet, read_tensor applies them
     class_name: str | None = None  # of a tensor subclass
     state: Any = None  # of a tensor subclass: its attributes
     coalesced: bool = False  # sparse COO
@@ -76,3 +80,13 @@ class View(Struct, frozen=True, kw_only=True):
     tree: Any
     tensors: dict[str, LazyTensor]  # by path in the tree, names joined by "/"
     findings: tuple[Finding, ...] = ()  # what was noticed while reading
+
+
+def prefixed(tensor: LazyTensor, prefix: str) -> LazyTensor:
+    """The tensor with `prefix` before its storage keys, for files that are read together."""
+    pieces = tuple(
+        replace(piece, storage=replace(piece.storage, key=prefix + piece.storage.key))
+        for piece in tensor.pieces
+    )
+    components = {name: prefixed(part, prefix) for name, part in tensor.components.items()}
+    return replace(tensor, pieces=pieces, components=components)

@@ -32,3 +32,21 @@ class NamedReference(Struct, frozen=True):
 
     def __repr__(self) -> str:
         return f"<reference to {self.name}>"
+
+
+class InertKey(Struct, frozen=True, eq=False):
+    """A record or tensor as a dict key or set member, equal only to itself.
+
+    Hashing the record itself would fail on its lists and dicts, and change when its state comes.
+    """
+
+    value: Any
+
+    def __hash__(self) -> int:
+        return id(self.value)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, InertKey) and self.value is other.value
+
+    def __repr__(self) -> str:
+        return f"<key {self.value!r}>"

@@ -149,7 +149,7 @@ def remove(target: Path) -> None:
     """
     area = target.parent / STAGING
     area.mkdir(exist_ok=True)
-    doomed = area / f"{target.name}.{_owner()}.{uuid4().hex[:8]}"
+    doomed = area / f"removed-{target.name}.{_owner()}.{uuid4().hex[:8]}"
     target.rename(doomed)
     shutil.rmtree(doomed, ignore_errors=True)
     with contextlib.suppress(OSError):

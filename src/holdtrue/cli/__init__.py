@@ -1,0 +1,61 @@
+"""The command line: one file a command, the only place that prints.
+
+Data go to stdout, progress and logs to stderr. Exit status 0: clean, 1: findings, 2: could not
+check.
+"""
+
+import sys
+from importlib import import_module
+
+import click
+
+from holdtrue.errors import HoldtrueError
+
+# Name → one line of help. Each command's module is imported when it is called.
+_COMMANDS = {
+    "demo": "Train, be killed while saving, resume; compare bit by bit.",
+    "inspect": "What a checkpoint holds: parts, tensors, values, origin.",
+    "log": "The checkpoints of a run, with their metrics.",
+    "verify": "Read every byte and compare it with its digest.",
+}
+
+
+class _Lazy(click.Group):
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return sorted(_COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name not in _COMMANDS:
+            return None
+        command: click.Command = import_module(f"holdtrue.cli.{cmd_name}").command
+        return command
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        # From the table, so that --help need not import what the commands import.
+        with formatter.section("Commands"):
+            formatter.write_dl(sorted(_COMMANDS.items()))
+
+
+@click.group(cls=_Lazy, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(package_name="holdtrue")
+def cli() -> None:
+    """Keep, open and diagnose PyTorch training state.
+
+    What you save is what you load, exactly. Or you are told what differs, why, and how to mend it,
+    before anything is touched.
+    """
+
+
+def main() -> None:
+    """The console script. No bad input ends in a traceback."""
+    try:
+        cli()
+    except HoldtrueError as error:
+        from holdtrue.cli.render import show_report
+
+        show_report(error.report, json="--json" in sys.argv[1:])
+        sys.exit(error.exit_code)
+    except BrokenPipeError:
+        # `holdtrue log run | head`: the reader has seen enough.
+        sys.stderr.close()
+        sys.exit(0)

@@ -1,0 +1,147 @@
+"""holdtrue inspect: what a checkpoint holds, without loading it, whatever wrote it."""
+
+from typing import Any
+
+import click
+import msgspec
+from rich.console import RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from holdtrue.checkpoint import Checkpoint, foreign_parts
+from holdtrue.checkpoint import open as open_checkpoint
+from holdtrue.cli.facts import heading, origin, waste, would_run
+from holdtrue.cli.render import counted, show_json, size, stdout, styled_finding
+from holdtrue.cli.subtrees import Leaf, rows
+from holdtrue.formats.module_tree import is_module, state_dict
+from holdtrue.formats.view import LazyTensor
+from holdtrue.records.inert import Record
+from holdtrue.stored import StoredTensor
+
+_MOST = 32  # rows of one part, unless all are asked for
+
+
+@click.command(name="inspect", short_help="What a checkpoint holds.")
+@click.argument("path")
+@click.option("--all", "everything", is_flag=True, help="Every tensor, however many there are.")
+@click.option("--json", is_flag=True, help="Everything as JSON.")
+def command(path: str, everything: bool, json: bool) -> None:
+    """What a checkpoint of any format holds: parts, tensors, values, origin, and what it would have
+    run if it had been unpickled. Nothing of it is run, and torch is not needed."""
+    checkpoint = open_checkpoint(path)
+    if json:
+        show_json(_as_json(checkpoint))
+        return
+    console = stdout()
+    console.print(heading(checkpoint))
+    for line in origin(checkpoint):
+        console.print(Text(line, style="dim"))
+    most = 10**9 if everything else _MOST
+    leaves = _leaves(checkpoint)
+    for name, value in _parts(checkpoint).items():
+        console.print()
+        console.print(_part(checkpoint, name, value, leaves.get(name, {}), most))
+    for block in (waste(checkpoint), would_run(checkpoint)):
+        if block is not None:
+            console.print()
+            console.print(block)
+    for finding in checkpoint.view.findings:
+        console.print()
+        console.print(styled_finding(finding))
+
+
+def _parts(checkpoint: Checkpoint) -> dict[str, Any]:
+    if checkpoint.manifest is not None:
+        return dict(checkpoint.view.tree)
+    return foreign_parts(checkpoint.view)
+
+
+def _leaves(checkpoint: Checkpoint) -> dict[str, dict[str, Leaf]]:
+    """part → name within it → tensor; a pickled model's under the names of its state dict."""
+    view = checkpoint.view
+    single = checkpoint.manifest is None and foreign_parts(view) is not view.tree
+    if single and is_module(view.tree):
+        names = state_dict(view.tree, view.path)
+        return {"model": {n: _leaf(StoredTensor(lazy, n)) for n, lazy in names.items()}}
+    found: dict[str, dict[str, Leaf]] = {}
+    for key, tensor in checkpoint.tensors.items():
+        part, _, name = key.partition("/")
+        if single:
+            part, name = checkpoint.parts[0], key
+        found.setdefault(part, {})[name or part] = _leaf(tensor)
+    return found
+
+
+def _part(
+    checkpoint: Checkpoint, name: str, value: Any, leaves: dict[str, Leaf], most: int
+) -> RenderableType:
+    title = Text.assemble((name, "bold"), "  ", (_kind(checkpoint, name, value), "dim"))
+    if not leaves:
+        return Text.assemble(title, "  ", _short(value))
+    table = Table(box=None, pad_edge=False, show_header=False, padding=(0, 2, 0, 0))
+    total = sum(leaf.nbytes for leaf in leaves.values())
+    table.add_row(title, counted(len(leaves), "tensor"), size(total))
+    for row in rows(leaves, most):
+        table.add_row(Text("  " + row.name), row.what, size(row.nbytes))
+    return table
+
+
+def _kind(checkpoint: Checkpoint, name: str, value: Any) -> str:
+    if checkpoint.manifest is not None:
+        part = checkpoint.manifest.parts[name]
+        return part.class_name or part.kind
+    return value.class_name if isinstance(value, Record) else type(value).__name__
+
+
+def _leaf(tensor: StoredTensor) -> Leaf:
+    what = f"{tensor.dtype} {list(tensor.shape)}"
+    extra: list[str] = [tensor.layout] if tensor.layout != "strided" else []
+    extra += ["frozen"] if tensor.parameter and not tensor.requires_grad else []
+    extra += [f"on {tensor.device}"] if tensor.device != "cpu" else []
+    return Leaf(" ".join([what, *extra]), tensor.nbytes)
+
+
+def _short(value: Any) -> str:
+    """A value in one line; of an object, what it holds."""
+    if isinstance(value, Record):
+        value = value.state if value.state is not None else value.args
+    if isinstance(value, LazyTensor):
+        return repr(value)
+    if isinstance(value, dict):
+        text = ", ".join(f"{k}={v!r}" for k, v in value.items() if not str(k).startswith("_"))
+    else:
+        text = repr(value)
+    return text if len(text) <= 100 else text[:99] + "…"
+
+
+def _as_json(checkpoint: Checkpoint) -> dict[str, Any]:
+    manifest = checkpoint.manifest
+    kept = waste(checkpoint)
+    return {
+        "path": str(checkpoint.path),
+        "format": checkpoint.format,
+        "version": manifest.version if manifest else checkpoint.about.get("format_version"),
+        "created": checkpoint.created or None,
+        "step": checkpoint.step,
+        "metrics": manifest.metrics if manifest else None,
+        "environment": msgspec.to_builtins(manifest.environment) if manifest else None,
+        "about": msgspec.to_builtins(checkpoint.about, enc_hook=str),
+        "parts": {
+            name: {"kind": _kind(checkpoint, name, value)}
+            for name, value in _parts(checkpoint).items()
+        },
+        "tensors": {
+            name: {
+                "dtype": tensor.dtype,
+                "shape": tensor.shape,
+                "stride": tensor.stride,
+                "layout": tensor.layout,
+                "device": tensor.device,
+                "requires_grad": tensor.requires_grad,
+                "bytes": tensor.nbytes,
+            }
+            for name, tensor in checkpoint.tensors.items()
+        },
+        "larger_than_their_tensors": kept.plain.splitlines() if kept else [],
+        "findings": msgspec.to_builtins(checkpoint.view.findings),
+    }

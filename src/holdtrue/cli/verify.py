@@ -1,0 +1,46 @@
+"""holdtrue verify: every byte against its digest."""
+
+import sys
+from pathlib import Path
+
+import click
+
+from holdtrue.checkpoint import verify
+from holdtrue.cli.render import show_json, show_report, stdout
+from holdtrue.errors import HoldtrueError
+from holdtrue.findings import Report, report_to_builtins
+from holdtrue.storage.locating import steps
+
+
+@click.command(name="verify", short_help="Read every byte and compare it with its digest.")
+@click.argument("path")
+@click.option("--json", is_flag=True, help="The report as JSON.")
+def command(path: str, json: bool) -> None:
+    """Read every byte of a checkpoint, or of every checkpoint of a run, and compare it.
+
+    Exit status 0: all is as it was written; 1: something is not; 2: it could not be read.
+    """
+    places = [str(p) for p in steps(Path(path)).values()] or [path]
+    reports: list[Report] = []
+    worst = 0
+    for place in places:
+        try:
+            found = verify(place)
+            worst = max(worst, 0 if found.ok else 1)
+        except HoldtrueError as error:
+            found = error.report
+            worst = max(worst, error.exit_code)
+        reports.append(found)
+        if not json:
+            _show(found)
+    if json:
+        values = [report_to_builtins(r) for r in reports]
+        show_json(values[0] if len(values) == 1 else values)
+    sys.exit(worst)
+
+
+def _show(report: Report) -> None:
+    if report.findings:
+        show_report(report, json=False)
+    else:
+        stdout().print(f"{report.subject}: every byte is as it was written")

@@ -1,0 +1,1 @@
+"""The main job on real data: train, be killed while saving, resume, and compare."""

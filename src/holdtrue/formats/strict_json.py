@@ -1,0 +1,34 @@
+"""JSON from elsewhere: no name twice, no NaN, and no more values than the budget."""
+
+import json
+from itertools import pairwise
+from typing import Any
+
+from holdtrue.limits import limits
+
+
+def strict_json(raw: bytes) -> Any:
+    """The value of a JSON text. Raises ValueError, whatever is wrong with it."""
+    budget = limits().entries
+    # Counted before parsing: a few bytes of text become a hundred of Python objects.
+    if raw.count(b",") + raw.count(b"[") + raw.count(b"{") > budget:
+        raise ValueError(f"it has more than {budget:,} values")
+    try:
+        return json.loads(
+            raw.decode("utf-8"), object_pairs_hook=_unique, parse_constant=_no_constant
+        )
+    except RecursionError:
+        raise ValueError("it is nested too deeply") from None
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) != len(pairs):
+        names = sorted(name for name, _ in pairs)
+        twice = next(a for a, b in pairwise(names) if a == b)
+        raise ValueError(f"the name {twice[:80]!r} stands in it twice")
+    return found
+
+
+def _no_constant(name: str) -> Any:
+    raise ValueError(f"{name} is not a JSON number")
