@@ -17,7 +17,7 @@ from holdtrue.findings import Finding
 from holdtrue.formats.view import LazyTensor, Piece, Storage
 from holdtrue.limits import KIB, MIB, limits
 from holdtrue.records.arrays import dtype_of
-from holdtrue.records.dtypes import DTYPES, contiguous_stride, product
+from holdtrue.records.dtypes import DTYPES, PACKED, contiguous_stride, product
 
 # Elements are moved as opaque numbers of their size, so that no NaN payload is ever touched.
 _OPAQUE = {1: "u1", 2: "<u2", 4: "<u4", 8: "<u8"}
@@ -33,6 +33,8 @@ def read_tensor(tensor: LazyTensor) -> Bytes:
 
     Raises ValueError for layouts that have components; read those one by one.
     """
+    if tensor.dtype in PACKED and tensor.pieces:
+        return read_storage(tensor.pieces[0].storage)  # always one piece, whose bytes have no shape
     return read_box(tensor, (0,) * len(tensor.shape), tensor.shape)
 
 

@@ -26,6 +26,7 @@ from holdtrue.restore.fresh import Fresh, decode_value
 from holdtrue.restore.place import plan_tensor
 from holdtrue.restore.plan import Action, Plan, grouped, renamer, selects
 from holdtrue.restore.ties import plan_ties
+from holdtrue.restore.value import decode_into
 
 
 def plan_module(
@@ -229,7 +230,7 @@ def _plan_extras(
         if owner is None or not has_extra_state(owner):
             homeless.append(f"{part}/{path} (extra state)")
             continue
-        value, _ = decode_value(node, tensors, path=f"{part}/{path}")
+        value = decode_into(node, tensors, None, f"{part}/{path}", plan)
         plan.actions.append(Action(f"{part}/{path}", _set_extra(owner, value)))
     for path, custom in state.custom.items():
         owner = targets.get(path)
@@ -242,7 +243,7 @@ def _plan_extras(
         if owner is None or not has_getstate(owner):
             homeless.append(f"{part}/{path} (__getstate__)")
             continue
-        value, _ = decode_value(node, tensors, dict(vars(owner)), f"{part}/{path}")
+        value = decode_into(node, tensors, dict(vars(owner)), f"{part}/{path}", plan)
         plan.actions.append(Action(f"{part}/{path}", _set_state(owner, value)))
     if homeless:
         plan.found(
