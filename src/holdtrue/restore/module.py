@@ -42,7 +42,8 @@ def plan_module(
     rename = renamer(plan.choice.rename)
     saved = {rename(name): key for name, key in state.entries.items()}
     for name, key in state.entries.items():
-        plan.renamed[key] = f"{part}/{rename(name)}"
+        # Of tied names the first, which is the one that `known_tensors` takes.
+        plan.renamed.setdefault(key, f"{part}/{rename(name)}")
     chosen = {n: k for n, k in saved.items() if selects(plan.choice.only, part, n)}
     _compare_names(part, chosen, target, tensors, plan)
     matched = {n: k for n, k in chosen.items() if n in target}

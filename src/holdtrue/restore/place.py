@@ -117,8 +117,9 @@ def _exchange(entry: Entry, made: Tensor) -> Callable[[], Undo]:
         if entry.is_parameter and made.layout in _COMPRESSED:
             # Assigning to .data leaves a compressed tensor's values as they are, without a word.
             other = torch.nn.Parameter(made.detach(), entry.tensor.requires_grad)
-            torch.utils.swap_tensors(entry.tensor, other)
-            return lambda: torch.utils.swap_tensors(entry.tensor, other)
+            swap: Callable[[Tensor, Tensor], None] = torch.utils.swap_tensors
+            swap(entry.tensor, other)
+            return lambda: swap(entry.tensor, other)
         if entry.is_parameter:
             before = entry.tensor.data
             entry.tensor.data = made.detach()
