@@ -176,8 +176,11 @@ def test_a_gradient_scaler_goes_on(tmp_path: Path) -> None:
         assert train(fresh, 4, STEPS) == expected
 
 
-@pytest.mark.parametrize("buffers", [False, True])
-@pytest.mark.parametrize("kind", ["ema", "swa", "own"])
+# torch's own stochastic average fails on integer buffers, so it is tried without.
+@pytest.mark.parametrize(
+    ("kind", "buffers"),
+    [("ema", False), ("ema", True), ("swa", False), ("own", False), ("own", True)],
+)
 def test_averaged_models_go_on(tmp_path: Path, kind: str, buffers: bool) -> None:
     average: dict[str, dict[str, Any]] = {
         "ema": {"multi_avg_fn": get_ema_multi_avg_fn(0.9)},
