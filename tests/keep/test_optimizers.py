@@ -1,4 +1,4 @@
-"""Optimizers: after a restore into fresh objects, the next ten steps are those of the run kept on."""
+"""Optimizers: after a restore into fresh objects, the next ten steps are the run's own."""
 
 import itertools
 from collections.abc import Callable
@@ -77,7 +77,7 @@ def train(
                 loss = optimizer.step(closure)
             else:
                 loss = closure()
-                # A differentiable step wants parameters that are results of others; ours are leaves.
+                # A differentiable step wants parameters that are no leaves; ours are.
                 apart = optimizer.defaults.get("differentiable", False)
                 for p in model.parameters() if apart else ():
                     p.requires_grad_(False)
@@ -103,8 +103,10 @@ def settings(name: str) -> dict[str, dict[str, Any]]:
     adam = {"amsgrad": {"amsgrad": True}, "betas": {"betas": (0.5, 0.9)}, "fused": {"fused": True}}
     own: dict[str, dict[str, dict[str, Any]]] = {
         "SGD": {**common, **tensor_lr, "momentum": {"momentum": 0.9}, "fused": {"fused": True},
-                "nesterov": {"momentum": 0.9, "nesterov": True}, "damp": {"momentum": 0.5, "dampening": 0.3}},
-        "Adam": {**common, **adam, **tensor_lr, "decoupled": {"decoupled_weight_decay": True, "weight_decay": 0.1}},
+                "nesterov": {"momentum": 0.9, "nesterov": True},
+                "damp": {"momentum": 0.5, "dampening": 0.3}},
+        "Adam": {**common, **adam, **tensor_lr,
+                 "decoupled": {"decoupled_weight_decay": True, "weight_decay": 0.1}},
         "AdamW": {**common, **adam, **tensor_lr},
         "Adagrad": {**common, "fused": {"fused": True}, "lr decay": {"lr_decay": 0.1}},
         "RMSprop": {**common, "centered": {"centered": True, "momentum": 0.5}},
@@ -202,7 +204,7 @@ def test_by_position_another_order_is_refused(tmp_path: Path) -> None:
     assert same(before, snapshot(fresh, other))
 
 
-# -- the order and grouping of parameters -----------------------------------------------------------
+# -- the order and grouping of parameters ------------------------------------------------
 
 
 def by_name(model: nn.Module, optimizer: Optimizer) -> dict[str, Any]:
@@ -366,7 +368,7 @@ def test_tied_parameters_have_one_state(tmp_path: Path) -> None:
     assert train(fresh, [other], 3) == train(model, [optimizer], 3)
 
 
-# -- several models and optimizers ------------------------------------------------------------------
+# -- several models and optimizers -------------------------------------------------------
 
 
 def test_one_optimizer_over_two_models_and_parts_in_another_order(tmp_path: Path) -> None:
@@ -423,7 +425,7 @@ def test_two_optimizers_over_one_model(tmp_path: Path) -> None:
     assert train(fresh, others, 3) == train(model, optimizers, 3)
 
 
-# -- dtypes, memory, failure ------------------------------------------------------------------------
+# -- dtypes, memory, failure -------------------------------------------------------------
 
 
 @pytest.mark.parametrize("name", ["SGD", "Adam", "Adagrad"])

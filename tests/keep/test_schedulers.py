@@ -143,7 +143,7 @@ def test_another_scheduler_is_refused_and_nothing_changes(tmp_path: Path) -> Non
     assert same(before, (schedule.state_dict(), [bits(p) for p in fresh.parameters()]))
 
 
-# -- scaler and averages ----------------------------------------------------------------------------
+# -- scaler and averages -----------------------------------------------------------------
 
 
 def test_a_gradient_scaler_goes_on(tmp_path: Path) -> None:
@@ -212,7 +212,7 @@ def test_averaged_models_go_on(tmp_path: Path, kind: str, buffers: bool) -> None
     assert train(fresh, 3, STEPS) == train(saved, 3, STEPS)
 
 
-# -- loaders ----------------------------------------------------------------------------------------
+# -- loaders -----------------------------------------------------------------------------
 
 DATA = TensorDataset(torch.arange(24))
 
@@ -310,7 +310,7 @@ def test_a_save_draws_no_random_numbers(tmp_path: Path) -> None:
     assert draw() == expected
 
 
-# -- random states ----------------------------------------------------------------------------------
+# -- random states -----------------------------------------------------------------------
 
 DRAWS = (
     "import random, numpy as np, torch\n"
@@ -342,7 +342,8 @@ def test_random_states_in_a_fresh_process(tmp_path: Path) -> None:
         "       'python': random.Random(), 'legacy': np.random.RandomState()}\n"
         f"holdtrue.open({str(tmp_path / 'c')!r}).restore(**own, rng=True)\n"
         "p = own\n"
-        "print([draws(), [p['drawn'].random(3).tolist(), torch.rand(2, generator=p['noise']).tolist(),"
+        "print([draws(), [p['drawn'].random(3).tolist(),"
+        " torch.rand(2, generator=p['noise']).tolist(),"
         " p['python'].gauss(0, 1), float(p['legacy'].normal())]])\n"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)

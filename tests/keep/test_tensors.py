@@ -153,7 +153,7 @@ def test_every_bit_pattern_of_a_float(tmp_path: Path, dtype: torch.dtype) -> Non
     assert bits(target.weight) == raw.tobytes()
 
 
-# -- quantised --------------------------------------------------------------------------------------
+# -- quantised ---------------------------------------------------------------------------
 
 
 def quantised() -> dict[str, Tensor]:
@@ -221,7 +221,7 @@ def test_a_quantised_tensor_without_a_finite_scale(tmp_path: Path) -> None:
     assert set(refused(tmp_path, part=[odd])) == {"part/[0]"}
 
 
-# -- sparse -----------------------------------------------------------------------------------------
+# -- sparse ------------------------------------------------------------------------------
 
 
 def sparse() -> dict[str, Tensor]:
@@ -293,7 +293,7 @@ def test_sparse_tensors(tmp_path: Path, name: str) -> None:
     assert same_sparse(tensor, target.weight)
 
 
-# -- sharing ----------------------------------------------------------------------------------------
+# -- sharing -----------------------------------------------------------------------------
 
 
 def test_overlapping_views_share_memory_again(tmp_path: Path) -> None:
@@ -372,7 +372,7 @@ def test_tied_parameters_are_stored_once_and_tied_again(tmp_path: Path) -> None:
     assert loose["head"].weight is loose["embed"].weight
 
 
-# -- kinds of parameters ----------------------------------------------------------------------------
+# -- kinds of parameters -----------------------------------------------------------------
 
 
 def test_lazy_parameters_before_and_after_their_first_batch(tmp_path: Path) -> None:
@@ -544,7 +544,7 @@ def test_a_repeated_target_does_not_take_different_values(tmp_path: Path) -> Non
     assert target.b.tolist() == [0.0] * 4
 
 
-# -- subclasses -------------------------------------------------------------------------------------
+# -- subclasses --------------------------------------------------------------------------
 
 
 class Tagged(Tensor):
@@ -646,7 +646,7 @@ def test_subclasses_that_flatten_themselves(tmp_path: Path) -> None:
     assert torch.equal(other.b.data_, scaled(5).data_)
 
 
-# -- refusals ---------------------------------------------------------------------------------------
+# -- refusals ----------------------------------------------------------------------------
 
 
 def test_what_has_no_bytes_is_refused_by_path_all_at_once(tmp_path: Path) -> None:
