@@ -1,0 +1,1 @@
+"""Rules and comparisons: from data to findings. No torch."""
