@@ -12,7 +12,7 @@ from holdtrue.doctor.name_mapping import (
     Renamed,
     find_mapping,
     find_renamed,
-    map_name,
+    map_names,
     same_kind,
 )
 from holdtrue.doctor.sides import Side, flatten, open_side
@@ -123,10 +123,8 @@ def diff(
 def compare(a: Side, b: Side, progress: Progress | None = None) -> Difference:
     """The difference of two checkpoints that have been laid flat."""
     mapping = find_mapping(a.leaves.tensors, b.leaves.tensors)
-    tensors = {
-        map_name(name, mapping, b.leaves.tensors): (name, tensor)
-        for name, tensor in a.leaves.tensors.items()
-    }
+    called = map_names(a.leaves.tensors, b.leaves.tensors, mapping)
+    tensors = {called[name]: (name, tensor) for name, tensor in a.leaves.tensors.items()}
     pairs = [(old, name, tensor, b.leaves.tensors[name])
              for name, (old, tensor) in tensors.items() if name in b.leaves.tensors]  # fmt: skip
     notes, lost, gained = _left_out(
@@ -220,9 +218,9 @@ def _left_out(
 def _values(
     a: Leaves, b: Leaves, mapping: PrefixMapping | None, name_a: str, name_b: str
 ) -> tuple[list[ValueChange], int, list[str]]:
-    left = {map_name(path, mapping, b.values): value for path, value in a.values.items()}
-    names = [map_name(name, mapping, b.tensors) for name in a.tensors]
-    rows = compare_values(left, b.values, [*names, *b.tensors])
+    left = _renamed(a.values, b.values, mapping)
+    names = map_names(a.tensors, b.tensors, mapping).values()
+    rows = compare_values(left, b.values, [*a.tensors, *names, *b.tensors])
     equal = _equal_count(left, b.values)
     notes = []
     for label in dict.fromkeys([*a.extras, *b.extras]):
@@ -230,10 +228,17 @@ def _values(
         if old is None or new is None:
             notes.append(f"only {name_b if old is None else name_a} holds {label}")
             continue
-        old = {map_name(path, mapping, new): value for path, value in old.items()}
+        old = _renamed(old, new, mapping)
         rows += compare_values(old, new, ())
         equal += _equal_count(old, new)
     return rows, equal, notes
+
+
+def _renamed(
+    values: dict[str, Any], others: dict[str, Any], mapping: PrefixMapping | None
+) -> dict[str, Any]:
+    called = map_names(values, others, mapping)
+    return {called[path]: value for path, value in values.items()}
 
 
 def _equal_count(a: dict[str, Any], b: dict[str, Any]) -> int:

@@ -2,7 +2,7 @@
 
 import re
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection
 
 from msgspec import Struct
 
@@ -43,15 +43,25 @@ class Renamed(Struct, frozen=True, kw_only=True):
         return len(self.a) > 1 or len(self.b) > 1
 
 
-def map_name(name: str, mapping: PrefixMapping | None, others: Iterable[str]) -> str:
-    """What a name of A is called in B. One that B has as it is stays itself."""
-    if mapping is None or name in others:
-        return name
-    if name.startswith(mapping.a):
+def map_names(
+    names: Collection[str], others: Collection[str], mapping: PrefixMapping | None
+) -> dict[str, str]:
+    """What each name of A is called in B. One stays itself where B has it as it is, or A the new
+    one already."""
+    if mapping is None:
+        return {name: name for name in names}
+    found = {}
+    for name in names:
+        new = name if name in others else _mapped(name, mapping)
+        found[name] = name if new in names else new
+    return found
+
+
+def _mapped(name: str, mapping: PrefixMapping) -> str:
+    if name.startswith(mapping.a) and name:
         return mapping.b + name[len(mapping.a) :]
-    if mapping.a == name + "/" or not name:  # the dict itself
-        return mapping.b.rpartition("/")[0] if name + "/" == mapping.a or not mapping.a else name
-    return name
+    whole_dict = mapping.a in ("", f"{name}/") and (mapping.a or not name)
+    return mapping.b.rpartition("/")[0] if whole_dict else name
 
 
 def find_mapping(a: dict[str, LazyTensor], b: dict[str, LazyTensor]) -> PrefixMapping | None:
