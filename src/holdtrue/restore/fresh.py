@@ -40,7 +40,7 @@ class Fresh(Struct):
         else:
             tensor = build_tensor(lazy, self.agreed, key)
         if isinstance(tensor, Tensor) and not torch.nn.parameter.is_lazy(tensor):
-            tensor = _dress(tensor, lazy)
+            tensor = dress(tensor, lazy)
         return tensor
 
     def _overlapping(self, key: str, lazy: LazyTensor) -> Tensor:
@@ -55,14 +55,14 @@ class Fresh(Struct):
             span = max(t.overlap[1] + extent(t.shape, t.stride) for t in peers if t.overlap)
             kept = sum(product(t.shape) for t in peers)
             if span > OVERLAP_FACTOR * kept:
-                raise _unusable(key, f"it spans {span:,} elements of which {kept:,} are kept")
+                raise unusable(key, f"it spans {span:,} elements of which {kept:,} are kept")
             base = torch.empty(span, dtype=dtype)
             raw_view(base).zero_()
             self.memory[part, group] = base
         base = self.memory[part, group]
         end = first + extent(lazy.shape, lazy.stride)
         if base.dtype != dtype or first < 0 or min(lazy.stride, default=0) < 0 or end > len(base):
-            raise _unusable(key, "it does not fit the memory that it shares")
+            raise unusable(key, "it does not fit the memory that it shares")
         tensor = base.as_strided(lazy.shape, lazy.stride, first)
         place_bytes(tensor, read_tensor(lazy).data)
         return tensor
@@ -95,7 +95,7 @@ def build_tensor(lazy: LazyTensor, agreed: Trust, where: str) -> Any:
     else:
         dtype = _dtype(lazy.dtype, where)
         if min(lazy.stride, default=0) < 0 or extent(lazy.shape, lazy.stride) > product(lazy.shape):
-            raise _unusable(where, f"its strides {lazy.stride} do not fit {lazy.shape}")
+            raise unusable(where, f"its strides {lazy.stride} do not fit {lazy.shape}")
         tensor = torch.empty_strided(lazy.shape, lazy.stride, dtype=dtype)
     place_bytes(tensor, read_tensor(lazy).data)
     if lazy.class_name is not None:
@@ -136,10 +136,10 @@ def decode_value(
     try:
         return decode(node, decoding, live, path), decoding
     except NodeError as error:
-        raise _unusable(path, str(error)) from None
+        raise unusable(path, str(error)) from None
 
 
-def _dress(tensor: Tensor, lazy: LazyTensor) -> Tensor:
+def dress(tensor: Tensor, lazy: LazyTensor) -> Tensor:
     if lazy.parameter and not isinstance(tensor, torch.nn.Parameter):
         return torch.nn.Parameter(tensor, requires_grad=lazy.requires_grad)
     if lazy.requires_grad and not tensor.requires_grad:
@@ -175,13 +175,13 @@ def _sparse(lazy: LazyTensor, agreed: Trust, where: str) -> Tensor:
             check_invariants=True,
         )
     except (RuntimeError, KeyError) as error:  # torch checks indices against the shape
-        raise _unusable(where, f"its indices do not fit its shape: {error}") from None
+        raise unusable(where, f"its indices do not fit its shape: {error}") from None
 
 
 def _quantized(lazy: LazyTensor, agreed: Trust, where: str) -> Tensor:
     dtype, q = _dtype(lazy.dtype, where), lazy.quantizer
     if q is None or min(lazy.stride, default=0) < 0:
-        raise _unusable(where, "it is quantised, but does not say how")
+        raise unusable(where, "it is quantised, but does not say how")
     if q.scale is not None and q.zero_point is not None:
         made = torch._empty_affine_quantized(
             lazy.shape, scale=q.scale, zero_point=q.zero_point, dtype=dtype
@@ -197,7 +197,7 @@ def _quantized(lazy: LazyTensor, agreed: Trust, where: str) -> Tensor:
         )
     if lazy.stride != contiguous_stride(lazy.shape):
         if extent(lazy.shape, lazy.stride) > product(lazy.shape):
-            raise _unusable(where, f"its strides {lazy.stride} do not fit {lazy.shape}")
+            raise unusable(where, f"its strides {lazy.stride} do not fit {lazy.shape}")
         made = made.as_strided(lazy.shape, lazy.stride)
     return made
 
@@ -256,7 +256,7 @@ def _dtype(name: str, where: str) -> torch.dtype:
     return found
 
 
-def _unusable(where: str, why: str) -> OpenError:
+def unusable(where: str, why: str) -> OpenError:
     return fail(
         OpenError,
         where,
