@@ -15,14 +15,9 @@ from holdtrue.doctor.name_mapping import (
     map_names,
     same_kind,
 )
+from holdtrue.doctor.side_by_side import known_digest
 from holdtrue.doctor.sides import Side, flatten, open_side
-from holdtrue.doctor.tensor_difference import (
-    Numbers,
-    content_digest,
-    known_digest,
-    measure,
-    same_bytes,
-)
+from holdtrue.doctor.tensor_difference import Numbers, content_digest, measure, same_bytes
 from holdtrue.doctor.tree_leaves import Leaves
 from holdtrue.doctor.value_difference import ValueChange, compare_values, same_value, shown
 from holdtrue.formats.tensor_bytes import element_bytes

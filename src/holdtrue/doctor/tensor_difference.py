@@ -5,7 +5,6 @@ difference. Those of two dtypes differ where their values do, as float64 or comp
 """
 
 import math
-from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -14,19 +13,12 @@ import xxhash
 from msgspec import Struct
 
 from holdtrue.doctor.elements import decoder, element_type
-from holdtrue.errors import DamageError, fail
-from holdtrue.formats.tensor_bytes import (
-    Bytes,
-    digest_mismatch,
-    element_bytes,
-    storage_chunks,
-    tensor_chunks,
-)
-from holdtrue.formats.view import LazyTensor, Piece, Storage
+from holdtrue.doctor.side_by_side import Progress, chunks, in_memory_order, known_digest, pairs
+from holdtrue.formats.tensor_bytes import Bytes, element_bytes
+from holdtrue.formats.view import LazyTensor
 from holdtrue.limits import limits
-from holdtrue.records.dtypes import contiguous_stride, product
+from holdtrue.records.dtypes import product
 
-Progress = Callable[[int], None]  # called with the number of bytes just read
 _Array = npt.NDArray[Any]
 _Flags = npt.NDArray[np.bool_]
 
@@ -63,22 +55,13 @@ class _Tally(Struct):
     square_b: float = 0.0
 
 
-def known_digest(tensor: LazyTensor) -> str | None:
-    """The digest of a tensor's bytes where the file keeps just that; nothing is read."""
-    piece = _only_piece(tensor)
-    if piece is None or piece.storage.codec != "raw":
-        return None
-    whole = piece.storage.nbytes == product(tensor.shape) * element_bytes(tensor)
-    return piece.storage.digest if whole else None
-
-
 def content_digest(tensor: LazyTensor, progress: Progress | None = None) -> str:
     """The xxh3-128 of a tensor's bytes in C order."""
     known = known_digest(tensor)
     if known is not None:
         return known
     digest = xxhash.xxh3_128()
-    for chunk in _chunks(tensor, progress):
+    for chunk in chunks(tensor, progress):
         digest.update(chunk.data)
     return digest.hexdigest()
 
@@ -87,10 +70,8 @@ def same_bytes(a: LazyTensor, b: LazyTensor, progress: Progress | None = None) -
     """Whether two tensors of one shape and dtype are bit-equal. Stops at the first difference."""
     if a is b or (known_digest(a) is not None and known_digest(a) == known_digest(b)):
         return True
-    return all(
-        np.array_equal(x, y)
-        for x, y in _pairs(_chunks(a, progress), _chunks(b, progress), 1, 1)
-    )  # fmt: skip
+    a, b = in_memory_order(a, b)
+    return all(np.array_equal(x, y) for x, y in pairs(chunks(a, progress), chunks(b, progress)))
 
 
 def measure(a: LazyTensor, b: LazyTensor, progress: Progress | None = None) -> Numbers:
@@ -103,7 +84,8 @@ def measure(a: LazyTensor, b: LazyTensor, progress: Progress | None = None) -> N
         return Numbers(elements=product(a.shape), differing=product(a.shape))
     # float64 copies are up to eight times the size of what was read, and several live at a time.
     step = max(1, min(1 << 16, limits().chunk_bytes // 16))
-    for x, y in _pairs(_chunks(a, progress), _chunks(b, progress), width_a, width_b):
+    a, b = in_memory_order(a, b)
+    for x, y in pairs(chunks(a, progress), chunks(b, progress), width_a, width_b):
         for at in range(0, len(x) // width_a, step):
             raw_a = x[at * width_a : (at + step) * width_a]
             raw_b = y[at * width_b : (at + step) * width_b]
@@ -215,72 +197,3 @@ def _unequal_bits(x: Bytes, y: Bytes, width: int) -> _Flags:
         return plain
     found: _Flags = (x.reshape(-1, width) != y.reshape(-1, width)).any(axis=1)
     return found
-
-
-def _pairs(
-    a: Iterator[Bytes], b: Iterator[Bytes], width_a: int, width_b: int
-) -> Iterator[tuple[Bytes, Bytes]]:
-    """Equal numbers of elements of both: two layouts are cut into chunks at other places."""
-    x = y = np.empty(0, np.uint8)
-    while True:
-        x = next(a, x) if not len(x) else x
-        y = next(b, y) if not len(y) else y
-        count = min(len(x) // width_a, len(y) // width_b)
-        if not count:
-            return
-        yield x[: count * width_a], y[: count * width_b]
-        x, y = x[count * width_a :], y[count * width_b :]
-
-
-def _chunks(tensor: LazyTensor, progress: Progress | None) -> Iterator[Bytes]:
-    """A tensor's bytes in C order, whole elements a chunk, checked against a digest at the end."""
-    kept = known_digest(tensor)
-    digest = xxhash.xxh3_128()
-    for chunk in _streamed(tensor):
-        if progress is not None:
-            progress(len(chunk))
-        if kept is not None:
-            digest.update(np.ascontiguousarray(chunk).data)
-        yield chunk
-    if kept is not None and digest.hexdigest() != kept:
-        storage = tensor.pieces[0].storage
-        raise fail(DamageError, storage.file, digest_mismatch(storage))
-
-
-def _streamed(tensor: LazyTensor) -> Iterator[Bytes]:
-    width = element_bytes(tensor)
-    piece = _only_piece(tensor)
-    if piece is None or piece.storage.codec == "raw":
-        yield from _whole(tensor_chunks(tensor), width)
-        return
-    # `tensor_chunks` inflates the whole record first; in C order it can be taken as it comes.
-    nbytes = product(tensor.shape) * width
-    yield from _whole(_inflated(piece.storage, piece.offset * width, nbytes), width)
-
-
-def _inflated(storage: Storage, skip: int, nbytes: int) -> Iterator[Bytes]:
-    for block in storage_chunks(storage):
-        data = block[skip : skip + nbytes]
-        skip, nbytes = max(0, skip - len(block)), nbytes - len(data)
-        if len(data):
-            yield data
-
-
-def _whole(blocks: Iterator[Bytes], width: int) -> Iterator[Bytes]:
-    """The same bytes, no element cut in two."""
-    rest = np.empty(0, np.uint8)
-    for block in blocks:
-        data = np.concatenate([rest, block]) if len(rest) else block
-        end = len(data) // width * width
-        rest = data[end:]
-        if end:
-            yield data[:end]
-
-
-def _only_piece(tensor: LazyTensor) -> Piece | None:
-    """The one piece that is the whole tensor in C order, byte for byte."""
-    if len(tensor.pieces) != 1 or tensor.lazy_bits:
-        return None
-    piece = tensor.pieces[0]
-    dense = piece.shape == tensor.shape and piece.stride == contiguous_stride(tensor.shape)
-    return piece if dense and not piece.storage.big_endian else None
