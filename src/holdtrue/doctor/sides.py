@@ -16,7 +16,7 @@ from holdtrue.formats.view import LazyTensor, View
 from holdtrue.records.inert import Record
 from holdtrue.records.manifest import Manifest
 from holdtrue.records.values import Decoding, NodeError, decode
-from holdtrue.storage.locating import locate, steps
+from holdtrue.storage.locating import locate
 
 MODULES = "flags and attributes of modules"
 RANDOM = "random states"
@@ -41,10 +41,7 @@ class Side(Struct, frozen=True):
 
 def open_side(path: str | os.PathLike[str]) -> Opened:
     """A checkpoint of any format, or one of a run: `run` (its latest), `run@best`, `run@400`."""
-    place = Path(path)
-    in_run = "@" in str(path) and not os.path.lexists(place)
-    if in_run or steps(place):
-        place = locate(path)
+    place = locate(path)
     view = read(str(place))
     manifest = read_manifest(Path(view.path)) if view.format == "holdtrue" else None
     return Opened(str(path), view, manifest)
