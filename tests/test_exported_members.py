@@ -10,6 +10,7 @@ def test_public_names():
     assert holdtrue.__all__ == [
         "Checkpoint",
         "DamageError",
+        "Difference",
         "Finding",
         "HoldtrueError",
         "Keep",
@@ -19,6 +20,7 @@ def test_public_names():
         "Run",
         "SaveError",
         "Saved",
+        "diff",
         "open",
         "save",
         "verify",

@@ -4,6 +4,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from holdtrue.checkpoint import Checkpoint, open, verify
+    from holdtrue.doctor.diff import Difference, diff
     from holdtrue.errors import DamageError, HoldtrueError, OpenError, RestoreError, SaveError
     from holdtrue.findings import Finding, Report
     from holdtrue.runs.keep import Keep
@@ -13,6 +14,7 @@ if TYPE_CHECKING:
 __all__ = [
     "Checkpoint",
     "DamageError",
+    "Difference",
     "Finding",
     "HoldtrueError",
     "Keep",
@@ -22,6 +24,7 @@ __all__ = [
     "Run",
     "SaveError",
     "Saved",
+    "diff",
     "open",
     "save",
     "verify",
@@ -31,6 +34,8 @@ _HOMES = {
     "Checkpoint": "checkpoint",
     "open": "checkpoint",
     "verify": "checkpoint",
+    "Difference": "doctor.diff",
+    "diff": "doctor.diff",
     "DamageError": "errors",
     "HoldtrueError": "errors",
     "OpenError": "errors",
