@@ -15,7 +15,7 @@ from holdtrue.formats.module_tree import is_module, state_dict
 from holdtrue.formats.opening import read as read_any
 from holdtrue.formats.tree_map import map_tensors
 from holdtrue.formats.verifying import verify_view
-from holdtrue.formats.view import View
+from holdtrue.formats.view import LazyTensor, View
 from holdtrue.records.manifest import NAME, Manifest
 from holdtrue.records.trust import Trust, trust
 from holdtrue.records.values import Decoding, NodeError, decode
@@ -164,9 +164,9 @@ class Checkpoint:
         where = f"{self.path}: {part}"
         if find_spec("torch") is None:
             return map_tensors(tree, lambda lazy: StoredTensor(lazy, part).numpy(), where)
-        from holdtrue.restore.storages import Storages
+        from holdtrue.restore.storages import Storages, torch_value
 
-        return map_tensors(tree, Storages(where, self._agreed), where)
+        return map_tensors(tree, Storages(where, self._agreed), where, torch_value)
 
 
 def open(path: str | os.PathLike[str], *, trust: Iterable[type | str] = ()) -> Checkpoint:
@@ -213,11 +213,10 @@ def verify(path: str | os.PathLike[str]) -> Report:
 def foreign_parts(view: View) -> dict[str, Any]:
     """The parts of a file of another format: the top of its tree, by name."""
     tree = view.tree
-    if view.about.get("kind") == "state-dict" or is_module(tree):
+    named = isinstance(tree, dict) and bool(tree) and all(isinstance(key, str) for key in tree)
+    if is_module(tree) or (named and all(isinstance(v, LazyTensor) for v in tree.values())):
         return {"model": tree}
-    if isinstance(tree, dict) and tree and all(isinstance(key, str) for key in tree):
-        return tree
-    return {"value": tree}
+    return dict(tree) if named else {"value": tree}
 
 
 def _joined(agreed: Trust, more: Iterable[type | str]) -> Trust:

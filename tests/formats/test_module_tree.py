@@ -149,6 +149,15 @@ def test_a_module_inside_itself_ends() -> None:
     assert [node.path for node in module_nodes(model)] == [""]
 
 
+def test_traced_modules(tmp_path: Path) -> None:
+    traced = torch.fx.symbolic_trace(torch.nn.Sequential(torch.nn.Linear(2, 2), torch.nn.ReLU()))
+    torch.save(traced, tmp_path / "m.pt")
+    view = torch_zip.read(str(tmp_path / "m.pt"))
+    assert list(state_dict(view.tree)) == ["0.weight", "0.bias"]
+    listed = {op.name: op.severity for op in view.about["would_run"]}
+    assert listed["torch.fx.graph_module.reduce_graph_module"] == "dangerous"
+
+
 def test_lazy_and_subclassed_parameters(tmp_path: Path) -> None:
     model = torch.nn.Sequential(torch.nn.LazyLinear(3), torch.nn.Linear(2, 2))
     model[1].weight.note = "kept"
@@ -188,7 +197,28 @@ def test_wrapper_subclass(tmp_path: Path) -> None:
     assert found.shape == (4,)
     assert found.class_name is not None
     assert found.class_name.endswith("TwoTensor")
-    assert {name: part.shape for name, part in found.state.items() if name in "ab"} == {
-        "a": (4,),
-        "b": (4,),
-    }
+    seen = Compared()
+    same_tensor(found.components["a"], both.a, seen, "a")
+    same_tensor(found.components["b"], both.b, seen, "b")
+
+
+def test_jagged_tensors(tmp_path: Path) -> None:
+    parts = [torch.ones(2, 3), torch.zeros(4, 3)]
+    torch.save(torch.nested.nested_tensor(parts, layout=torch.jagged), tmp_path / "m.pt")
+    found = torch_zip.read(str(tmp_path / "m.pt")).tree
+    assert found.layout == "nested"
+    same_tensor(found.components["values"], torch.cat(parts), Compared(), "values")
+    same_tensor(found.components["offsets"], torch.tensor([0, 2, 6]), Compared(), "offsets")
+
+
+def test_a_whole_optimizer(tmp_path: Path) -> None:
+    model = torch.nn.Linear(2, 2)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
+    model(torch.ones(1, 2)).sum().backward()
+    optimizer.step()
+    torch.save(optimizer, tmp_path / "o.pt")
+    view = torch_zip.read(str(tmp_path / "o.pt"))
+    state = view.tree.state["state"]
+    (weight, bias) = view.tree.state["param_groups"][0]["params"]
+    assert [key.value for key in state] == [weight, bias]
+    assert all("momentum_buffer" in entry for entry in state.values())

@@ -143,6 +143,38 @@ def exported() -> torch.export.ExportedProgram:
     return torch.export.export(Net(), (torch.randn(1, 3),))
 
 
+def test_what_lightning_says(tmp_path: Path) -> None:
+    torch.save(
+        {
+            "pytorch-lightning_version": "2.4.0", "epoch": 3, "global_step": 120,
+            "state_dict": {"w": torch.ones(1)}, "callbacks": {"EarlyStopping": {}}, "loops": {},
+            "optimizer_states": [{}], "lr_schedulers": [], "hyper_parameters": {"lr": 0.1},
+        },
+        tmp_path / "x.ckpt",
+    )  # fmt: skip
+    about = torch_zip.read(str(tmp_path / "x.ckpt")).about
+    assert about["kind"] == "lightning"
+    assert about["lightning"]["version"] == "2.4.0"
+    assert about["lightning"]["global_step"] == 120
+    assert about["lightning"]["hyper_parameters"] == ["lr"]
+    assert about["lightning"]["weights_only"] is False
+
+
+def test_records_and_bytes_that_torch_does_not_write(tmp_path: Path) -> None:
+    torch.save({"w": torch.ones(1)}, tmp_path / "x.pt")
+    with (
+        zipfile.ZipFile(tmp_path / "x.pt") as source,
+        zipfile.ZipFile(tmp_path / "y.pt", "w") as made,
+    ):
+        for name in source.namelist():
+            more = b"cos\nsystem\n." if name.endswith("data.pkl") else b""
+            made.writestr(name, source.read(name) + more)
+        made.writestr("x/config.p", b"cos\nsystem\nU\x04true\x85R.")
+    view = torch_zip.read(str(tmp_path / "y.pt"))
+    assert sorted(f.code for f in view.findings) == ["trailing-bytes", "unexpected-record"]
+    assert view.about["would_run"] == []
+
+
 def test_exported_program(tmp_path: Path) -> None:
     program = exported()
     torch.export.save(program, tmp_path / "e.pt2")
@@ -317,30 +349,32 @@ KINDS = ("zip", "legacy", "plain", "tar", "torchscript", "pt2")
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_truncation_at_every_byte(tmp_path: Path, kind: str) -> None:
+def test_truncation_at_every_byte(tmp_path: Path, figure, kind: str) -> None:
     read = small(kind, tmp_path / "x")
     data = (tmp_path / "x").read_bytes()
     step = max(1, len(data) // 3000)
     cut = [part for index, part in enumerate(truncations(data)) if index % step == 0]
     opened, refused = survives(tmp_path / "cut", iter(cut), thorough(read))
-    print(f"\n{kind}: {len(cut)} truncations, {opened} opened, {refused} refused")
+    figure(f"truncations of a {kind} file opened", opened)
+    figure(f"truncations of a {kind} file refused", refused)
     assert refused > len(cut) * 0.3
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_flipped_bytes(tmp_path: Path, kind: str) -> None:
+def test_flipped_bytes(tmp_path: Path, figure, kind: str) -> None:
     read = small(kind, tmp_path / "x")
     data = (tmp_path / "x").read_bytes()
     opened, refused = survives(tmp_path / "bad", flips(data, 500), thorough(read))
-    print(f"\n{kind}: 500 flips, {opened} opened, {refused} refused")
+    figure(f"flips in a {kind} file", opened + refused)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
-def test_flipped_bytes_at_length(tmp_path: Path, kind: str) -> None:
+def test_flipped_bytes_at_length(tmp_path: Path, figure, kind: str) -> None:
     read = small(kind, tmp_path / "x")
     data = (tmp_path / "x").read_bytes()
-    survives(tmp_path / "bad", flips(data, 10_000, seed=1), thorough(read))
+    opened, refused = survives(tmp_path / "bad", flips(data, 10_000, seed=1), thorough(read))
+    figure(f"flips in a {kind} file", opened + refused)
 
 
 @pytest.mark.parametrize("kind", ["zip", "legacy", "plain"])

@@ -188,7 +188,7 @@ def test_within_budget_of_time_and_memory(name: str, tmp_path: Path) -> None:
     tracemalloc.start()
     begin = time.monotonic()
     try:
-        with override(entries=1_000_000, pickle_bytes=64 * MIB):
+        with override(entries=200_000, pickle_bytes=64 * MIB):
             view = plain_pickle.read(str(path))
     except HoldtrueError as error:
         check_findings(error)

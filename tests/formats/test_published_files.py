@@ -16,7 +16,6 @@ pytestmark = needs_corpus
 
 EXPECTED = sorted((CORPUS / "expected").glob("*.json")) if CORPUS.is_dir() else []
 TORCH = [path for path in EXPECTED if "safetensors" not in path.name]
-COUNTED: Counter[str] = Counter()
 
 
 def read(path: str, container: str) -> View:
@@ -26,7 +25,7 @@ def read(path: str, container: str) -> View:
 
 
 @pytest.mark.parametrize("expected", TORCH, ids=lambda path: path.name)
-def test_as_expected(expected) -> None:
+def test_as_expected(expected, figure) -> None:
     said = json.loads(expected.read_text())
     path = str(CORPUS / "weights" / said["path"])
     if "oracle_error" in said:
@@ -47,7 +46,8 @@ def test_as_expected(expected) -> None:
         assert tensor.pieces[0].offset == want["offset"]
         assert tensor.pieces[0].storage.key.rpartition("/")[2] == want["key"]
         assert hashlib.sha256(read_tensor(tensor).tobytes()).hexdigest() == want["sha256"]
-        COUNTED[f"{view.format} {tensor.dtype}"] += 1
+        figure(f"published files: {view.format}, {tensor.dtype} tensors as expected")
+    figure("published files read")
     named = {op.name for op in view.about["would_run"]}
     known = {name.replace(" ", ".") for name in said["globals"]}
     assert {name.rpartition(".")[2] for name in named} <= {
@@ -84,7 +84,3 @@ def test_salvage_of_half_a_file() -> None:
     kept = [n for n, t in half.tensors.items() if t.pieces[0].storage.nbytes]
     for name in kept:
         assert (read_tensor(half.tensors[name]) == read_tensor(whole.tensors[name])).all()
-
-
-def test_counts() -> None:
-    print(f"\n{sum(COUNTED.values())} tensors in {len(TORCH)} published files:", dict(COUNTED))

@@ -37,6 +37,7 @@ _PLAIN_NAMES = frozenset({
     "builtins.object", "builtins.type", "builtins.int", "builtins.float", "builtins.bool",
     "builtins.str", "builtins.bytes", "builtins.Ellipsis", "builtins.NotImplemented",
     "builtins.NoneType", "types.NoneType", "copyreg._reconstructor", "copyreg.__newobj__",
+    "torch.nested._internal.nested_tensor.NestedTensor",
     "torch.serialization._get_layout", "torch.storage.TypedStorage",
     "torch.storage.UntypedStorage", "torch.UntypedStorage", "torch.TypedStorage",
 })  # fmt: skip
@@ -264,6 +265,7 @@ def _table() -> dict[str, Constructor]:
         "torch.storage._load_from_bytes": _load_from_bytes,
         "torch.nn.parameter.Buffer": lambda context, args: pickle_tensors.unset(context, args),
     }  # fmt: skip
+    table["torch.nested._internal.nested_tensor._rebuild_njt"] = pickle_layouts.rebuild_jagged
     table["torch.jit._pickle.restore_type_tag"] = _restore_type_tag
     for kind in ("int", "tensor", "double", "bool"):
         table[f"torch.jit._pickle.build_{kind}list"] = _script_list

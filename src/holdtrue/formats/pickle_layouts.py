@@ -9,6 +9,7 @@ from holdtrue.formats.pickle_context import ArgumentsError, Context
 from holdtrue.formats.pickle_tensors import (
     device_of,
     dtype_of,
+    is_storage,
     row,
     shape_of,
     strided,
@@ -16,10 +17,13 @@ from holdtrue.formats.pickle_tensors import (
     whole_number,
 )
 from holdtrue.formats.view import Layout, LazyTensor, Quantizer, Storage
+from holdtrue.records.dtypes import DTYPES, contiguous_stride, product
 from holdtrue.records.inert import NamedReference
 
 _PLAIN_CLASSES = ("torch.Tensor", "torch._tensor.Tensor", "torch.tensor.Tensor")
 _PARAMETERS = ("torch.nn.parameter.Parameter", "torch.nn.Parameter")
+
+_PACKED = {"quint4x2": 2, "quint2x4": 4}  # integers to the byte
 
 _SPARSE: dict[str, tuple[Layout, tuple[str, str]]] = {
     "sparse_coo": ("sparse_coo", ("indices", "values")),
@@ -34,11 +38,12 @@ def rebuild_qtensor(context: Context, args: tuple[Any, ...]) -> LazyTensor:
     """A quantised tensor: its integers are strided, its scales are components."""
     if len(args) < 6:
         raise ArgumentsError("a quantised tensor with too few arguments")
-    storage, offset, size, stride, quantizer_args, requires_grad, *_ = args
-    plain = strided(context, storage, offset, size, stride, requires_grad)
-    scheme, *rest = (
-        quantizer_args if isinstance(quantizer_args, tuple) and quantizer_args else (None,)
-    )
+    storage, offset, size, stride, described, requires_grad, *_ = args
+    if is_storage(storage) and storage.dtype in _PACKED:
+        plain = _packed(context, storage, shape_of(size), requires_grad)
+    else:
+        plain = strided(context, storage, offset, size, stride, requires_grad)
+    scheme, *rest = described if isinstance(described, tuple) and described else (None,)
     if not isinstance(scheme, NamedReference):
         raise ArgumentsError("a quantised tensor without its scheme")
     name = scheme.name.rpartition(".")[2]
@@ -48,11 +53,37 @@ def rebuild_qtensor(context: Context, args: tuple[Any, ...]) -> LazyTensor:
     if len(rest) != 3:
         raise ArgumentsError("quantizer arguments that are none")
     axis = whole_number(rest[2])
-    parts = {"scales": _numbers(context, rest[0]), "zero_points": _numbers(context, rest[1])}
-    if axis >= len(plain.shape) or any(p.shape != (plain.shape[axis],) for p in parts.values()):
+    kinds = ("float64", "int64") if name == "per_channel_affine" else ("float32", "float32")
+    scales, points = (
+        _numbers(context, part, kind) for part, kind in zip(rest, kinds, strict=False)
+    )
+    if axis >= len(plain.shape) or not scales.shape == points.shape == (plain.shape[axis],):
         raise ArgumentsError("scales that do not fit their axis")
-    quantizer = Quantizer(scheme=name, axis=axis)
-    return replace(plain, layout="quantized", quantizer=quantizer, components=parts)
+    if DTYPES[points.dtype].floating:  # torch writes the plain name for this scheme too
+        name = "per_channel_affine_float_qparams"
+    return replace(
+        plain,
+        layout="quantized",
+        quantizer=Quantizer(scheme=name, axis=axis),
+        components=plain.components | {"scales": scales, "zero_points": points},
+    )
+
+
+def _packed(
+    context: Context, storage: LazyTensor, shape: tuple[int, ...], requires_grad: Any
+) -> LazyTensor:
+    """Integers of 4 or 2 bits, several to the byte, one row after the other."""
+    rows = (-(-product(shape) // _PACKED[storage.dtype]),)
+    unsigned = replace(storage, dtype="uint8")
+    packed = strided(context, unsigned, 0, rows, (1,))
+    return LazyTensor(
+        dtype=storage.dtype,
+        shape=shape,
+        stride=contiguous_stride(shape),
+        device=storage.device,
+        requires_grad=requires_grad is True,
+        components={"packed": packed},
+    )
 
 
 def rebuild_sparse(context: Context, args: tuple[Any, ...]) -> LazyTensor:
@@ -120,6 +151,27 @@ def rebuild_nested(context: Context, args: tuple[Any, ...]) -> LazyTensor:
     )
 
 
+def rebuild_jagged(context: Context, args: tuple[Any, ...]) -> LazyTensor:
+    """A nested tensor of the jagged layout: its values, and where each part begins."""
+    said = args[0] if len(args) == 1 else None
+    if not isinstance(said, dict):
+        raise ArgumentsError("a nested tensor with other arguments")
+    names = [name for name in ("values", "offsets", "lengths") if said.get(name) is not None]
+    parts = {name: tensor_of(said[name]) for name in names}
+    if "values" not in parts or "offsets" not in parts:
+        raise ArgumentsError("a nested tensor without its values")
+    values = parts["values"]
+    return LazyTensor(
+        dtype=values.dtype,
+        shape=values.shape,
+        stride=(),
+        layout="nested",
+        device=values.device,
+        requires_grad=said.get("requires_grad") is True,
+        components=parts,
+    )
+
+
 def rebuild_wrapper(context: Context, args: tuple[Any, ...]) -> LazyTensor:
     """A wrapper subclass: a shape in front; the tensors are in the state that follows."""
     if len(args) != 8:
@@ -158,20 +210,18 @@ def as_class(context: Context, data: Any, cls: Any, state: Any) -> LazyTensor:
         return replace(tensor, state=kept)
     if cls.name in _PARAMETERS:
         return replace(tensor, parameter=True, state=kept)
-    parts = _inner_tensors(kept) if tensor.layout == "subclass" else {}
+    parts = _inner_tensors(kept) if tensor.layout == "subclass" else tensor.components
     return replace(tensor, class_name=cls.name, state=kept, components=parts)
 
 
 def _inner_tensors(state: Any) -> dict[str, LazyTensor]:
     """The tensors that a wrapper holds as attributes: its bytes are theirs."""
-    attributes = state[0] if isinstance(state, tuple) and state else state
-    if not isinstance(attributes, dict):
-        return {}
-    return {
-        name: value
-        for name, value in attributes.items()
-        if isinstance(name, str) and isinstance(value, LazyTensor)
-    }
+    found: dict[str, LazyTensor] = {}
+    for attributes in state if isinstance(state, tuple) else (state,):  # with its __slots__
+        for name, value in attributes.items() if isinstance(attributes, dict) else ():
+            if isinstance(name, str) and isinstance(value, LazyTensor):
+                found[name] = value
+    return found
 
 
 def uninitialized(context: Context, args: tuple[Any, ...]) -> LazyTensor:
@@ -182,17 +232,16 @@ def uninitialized(context: Context, args: tuple[Any, ...]) -> LazyTensor:
     )
 
 
-def _numbers(context: Context, value: Any) -> LazyTensor:
+def _numbers(context: Context, value: Any, dtype: str) -> LazyTensor:
     """Scales as a tensor, or as the list that older files hold."""
     if isinstance(value, LazyTensor):
         return value
     if not isinstance(value, list) or not all(type(v) in (int, float) for v in value):
         raise ArgumentsError("scales that are no numbers")
-    kind = "int64" if all(type(v) is int for v in value) else "float64"
-    data = np.array(value, "<i8" if kind == "int64" else "<f8").tobytes()
+    data = np.array(value, DTYPES[dtype].numpy).tobytes()
     context.spend_bytes(len(data))
     storage = Storage(key=context.fresh_key(), file="", offset=0, nbytes=len(data), inline=data)
-    return row(storage, kind, len(value))
+    return row(storage, dtype, len(value))
 
 
 def _layout_of(value: Any) -> str:
