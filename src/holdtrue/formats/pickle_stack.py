@@ -77,7 +77,9 @@ class PickleStack:
             if (module, name) in NAME_MAPPING:
                 module, name = NAME_MAPPING[module, name]
             module = IMPORT_MAPPING.get(module, module)
-        reference = NamedReference(f"{module}.{name}")
+        # A lone surrogate cannot be printed, and no module is named with one.
+        text = f"{module}.{name}".encode("utf-8", "replace").decode()
+        reference = NamedReference(text)
         if not is_plain_name(reference.name):
             self.context.would("import", reference.name, reference)
         self.push(reference)
