@@ -22,7 +22,7 @@ from holdtrue.formats import (
     torch_zip,
 )
 from holdtrue.formats.detect import Kind, detect
-from holdtrue.formats.opening import READERS
+from holdtrue.formats.opening import reader_of
 from holdtrue.formats.pickle_tensors import row
 from holdtrue.formats.source import open_source, read_bytes
 from holdtrue.formats.tensor_bytes import element_bytes
@@ -62,7 +62,7 @@ def salvage(path: str) -> Salvaged:
     """Everything of a file that can be trusted. Raises OpenError where it is no checkpoint,
     DamageError where nothing at all is left of it."""
     detected = detect(path)
-    view = _READERS.get(detected.kind, READERS[detected.kind])(detected.path)
+    view = _READERS.get(detected.kind, reader_of(detected.kind))(detected.path)
     verdicts: dict[tuple[str, int, int, int | None], str | None] = {}
     lost: list[Lost] = []
     for name, tensor in view.tensors.items():
