@@ -232,6 +232,20 @@ def test_arguments_that_make_no_sense_leave_a_record() -> None:
     assert walked.value.items == [(1, 2)]
 
 
+REFUSED = {
+    "text that latin1 lacks": b"c_codecs\nencode\nX\x03\x00\x00\x00\xe2\x82\xacU\x06latin1\x86R.",
+    "number too long for a float": b"cbuiltins\ncomplex\nL" + b"9" * 400 + b"L\n\x85R.",
+    "dict of lists as keys": b"cbuiltins\ndict\n(]N\x86lq\x000](]N\x86e\x85R.",
+    "long doubles": b"cnumpy.core.multiarray\nscalar\ncnumpy\ndtype\nU\x03f12I0\nI1\n\x87R"
+    b"C\x0c123456789012\x86R.",
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_what_a_constructor_refuses_stays_a_record(name: str) -> None:
+    assert isinstance(walk(REFUSED[name], where="x").value, Record)
+
+
 def test_random_opcodes_never_escape() -> None:
     """Streams of random opcodes with fitting arguments: a value or a finding, nothing else."""
     import random

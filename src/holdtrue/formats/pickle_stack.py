@@ -6,7 +6,7 @@ from typing import Any
 
 from holdtrue.formats.pickle_build import apply_state
 from holdtrue.formats.pickle_constructors import CONSTRUCTORS, is_inert_class, is_plain_name
-from holdtrue.formats.pickle_context import ArgumentsError, Context, Nested
+from holdtrue.formats.pickle_context import REFUSALS, ArgumentsError, Context, Nested
 from holdtrue.formats.pickle_opcodes import Span
 from holdtrue.formats.pickle_operations import severity
 from holdtrue.formats.pickle_source import PickleSource, over_budget
@@ -114,8 +114,11 @@ class PickleStack:
         if constructor is not None:
             try:
                 value = constructor(context, args)
-            except ArgumentsError as error:
-                context.note("odd-arguments", f"{name} is called with {error}", error=True)
+            except REFUSALS as error:
+                why = str(error)[:200]
+                context.note(
+                    "odd-arguments", f"{name} is called in a way it refuses", why, error=True
+                )
                 if severity(name) == "dangerous":
                     context.would("call", name, name)
             else:
@@ -143,7 +146,10 @@ class PickleStack:
         try:
             built = apply_state(self.context, target, state, pending=pending is not None)
         except ArgumentsError as error:
-            self.context.note("odd-arguments", f"a tensor is given {error}", error=True)
+            why = str(error)[:200]
+            self.context.note(
+                "odd-arguments", "a tensor is given a state it refuses", why, error=True
+            )
             return
         if built is not target:
             self.stack[-1] = built
