@@ -168,7 +168,7 @@ EXHAUSTING: dict[str, bytes] = {
         + b"U\x02f8J\xff\xff\xff\x7fJ\xff\xff\xff\x7f\x86U\x01Ct\x52.",
     "text dtype of a gigabyte": b"cnumpy.core.multiarray\nscalar\ncnumpy\ndtype\n"
         b"U\x0aU999999999I0\nI1\n\x87RC\x04abcd\x86R.",
-    "thousands of dimensions": 
+    "thousands of dimensions":
    b"ctorch._utils\n_rebuild_meta_tensor_no_storage\n(ctorch\nfloat32\n("
         + b"K\x01" * 40_000 + b"t)\x88tR.",
     "more elements than bytes in the world":
