@@ -19,7 +19,7 @@ from holdtrue.formats.view import LazyTensor, View
 from holdtrue.records.manifest import NAME, Manifest
 from holdtrue.records.trust import Trust, trust
 from holdtrue.records.values import Decoding, NodeError, decode
-from holdtrue.storage.locating import locate
+from holdtrue.storage.locating import is_ours, locate
 from holdtrue.stored import StoredTensor, StoredTensors
 
 
@@ -91,14 +91,15 @@ class Checkpoint:
         record = self._manifest.parts[part]
         if record.kind == "module":
             tensors = self._fresh()
-            names = record.state["entries"]
+            names = record.state.get("entries", {})
             return OrderedDict(
                 (name, tensors(key))
                 for name, key in names.items()
                 if self._manifest.tensors[key].persistent
             )
         if record.kind == "optimizer":
-            state = {name: self._value(node, part) for name, node in record.state["state"].items()}
+            kept = record.state.get("state", {})
+            state = {name: self._value(node, part) for name, node in kept.items()}
             groups = [
                 {**self._value(g["settings"], part), "params": g["params"]}
                 for g in record.state["groups"]
@@ -109,7 +110,7 @@ class Checkpoint:
     def restore(
         self,
         *,
-        allow: Iterable[str] = (),
+        allow: str | Iterable[str] = (),
         only: str | Iterable[str] = (),
         rename: Mapping[str, str] | None = None,
         trust: Iterable[type | str] = (),
@@ -134,8 +135,8 @@ class Checkpoint:
         from holdtrue.restore.plan import Choice
         from holdtrue.restore.targets import plan_restore
 
-        patterns = (only,) if isinstance(only, str) else tuple(only)
-        choice = Choice(patterns, dict(rename or {}), frozenset(allow))
+        patterns = tuple(p for p in _several(only) if p)
+        choice = Choice(patterns, dict(rename or {}), frozenset(_several(allow)))
         resume = any(isinstance(t, Optimizer) for t in targets.values()) if rng is None else rng
         fresh = Fresh(self._view.tensors, _joined(self._agreed, trust))
         targets.pop(RNG, None)
@@ -184,7 +185,7 @@ def open(path: str | os.PathLike[str], *, trust: Iterable[type | str] = ()) -> C
     agreed = _joined(Trust(), trust)
     if place.name == NAME:
         place = place.parent
-    if not (place / NAME).is_file():
+    if not is_ours(place):
         return Checkpoint(place, read_any(str(place)), agreed, None)
     manifest = read_manifest(place)
     return Checkpoint(place, to_view(place, manifest), agreed, manifest)
@@ -198,7 +199,7 @@ def verify(path: str | os.PathLike[str]) -> Report:
     """
     place = locate(path)
     try:
-        if not (place / NAME).is_file():
+        if not is_ours(place):
             return verify_view(read_any(str(place)))
         manifest = read_manifest(place)
         view = to_view(place, manifest)
@@ -219,6 +220,10 @@ def foreign_parts(view: View) -> dict[str, Any]:
     if is_module(tree) or (named and all(isinstance(v, LazyTensor) for v in tree.values())):
         return {"model": tree}
     return dict(tree) if named else {"value": tree}
+
+
+def _several(given: str | Iterable[str]) -> Iterable[str]:
+    return (given,) if isinstance(given, str) else given
 
 
 def _joined(agreed: Trust, more: Iterable[type | str]) -> Trust:

@@ -46,6 +46,7 @@ def inspect_path(path: str) -> os.stat_result:
     except ValueError:
         raise refuse(
             path, "path-missing", "the path holds a zero character",
+            "no file system has such names; the path was cut together from something else",
             fix="give a path as the file system knows it",
         ) from None  # fmt: skip
     except OSError as error:
