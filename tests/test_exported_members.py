@@ -9,6 +9,7 @@ import holdtrue
 def test_public_names():
     assert holdtrue.__all__ == [
         "Checkpoint",
+        "Converted",
         "DamageError",
         "Finding",
         "HoldtrueError",
@@ -19,7 +20,9 @@ def test_public_names():
         "Run",
         "SaveError",
         "Saved",
+        "convert",
         "open",
+        "salvage",
         "save",
         "verify",
     ]

@@ -4,6 +4,8 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from holdtrue.checkpoint import Checkpoint, open, verify
+    from holdtrue.doctor.convert import Converted, convert
+    from holdtrue.doctor.salvage import salvage
     from holdtrue.errors import DamageError, HoldtrueError, OpenError, RestoreError, SaveError
     from holdtrue.findings import Finding, Report
     from holdtrue.runs.keep import Keep
@@ -12,6 +14,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Checkpoint",
+    "Converted",
     "DamageError",
     "Finding",
     "HoldtrueError",
@@ -22,7 +25,9 @@ __all__ = [
     "Run",
     "SaveError",
     "Saved",
+    "convert",
     "open",
+    "salvage",
     "save",
     "verify",
 ]
@@ -31,6 +36,9 @@ _HOMES = {
     "Checkpoint": "checkpoint",
     "open": "checkpoint",
     "verify": "checkpoint",
+    "Converted": "doctor.convert",
+    "convert": "doctor.convert",
+    "salvage": "doctor.salvage",
     "DamageError": "errors",
     "HoldtrueError": "errors",
     "OpenError": "errors",

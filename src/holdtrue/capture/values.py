@@ -5,22 +5,13 @@ what it answers is encoded in turn. What cannot be kept becomes a finding with i
 """
 
 import argparse
-import base64
-import math
-import random
-import struct
 import types
 from collections import Counter, OrderedDict, defaultdict, deque
 from collections.abc import Callable
-from datetime import date, datetime, time, timedelta, timezone
-from decimal import Decimal
+from datetime import datetime, time
 from enum import Enum
-from fractions import Fraction
 from functools import partial
-from pathlib import Path, PosixPath, PurePosixPath, PureWindowsPath, WindowsPath
 from typing import Any
-from uuid import UUID
-from zoneinfo import ZoneInfo
 
 import msgspec
 import numpy as np
@@ -30,10 +21,10 @@ from torch import Tensor
 from holdtrue.capture.tensors import TensorSet, add_array, add_tensor
 from holdtrue.findings import Finding
 from holdtrue.limits import limits
+from holdtrue.records.leaf_nodes import LEAVES, b64, dtype_name, is_unicode, tagged
 from holdtrue.records.trust import class_name
 from holdtrue.records.values import FACTORIES, TAG, join
 
-_EXACT_INT = 1 << 53  # above it, JSON readers of other languages lose digits
 _FACTORY_NAMES = {factory: name for name, factory in FACTORIES.items()}
 _FUNCTIONS = (types.FunctionType, types.BuiltinFunctionType, types.MethodType, np.ufunc, partial)
 
@@ -97,10 +88,10 @@ class ValueEncoder:
                 )
             return {TAG: "tensor", "v": add_array(self.tensors, value, path)}
         if isinstance(value, np.generic) and not value.dtype.hasobject:
-            data = base64.b64encode(value.tobytes()).decode()
-            return {TAG: "scalar", "v": [_dtype(value.dtype), data]}
+            data = b64(value.tobytes())
+            return {TAG: "scalar", "v": [dtype_name(value.dtype), data]}
         if isinstance(value, np.dtype) and not value.hasobject:
-            return {TAG: "np.dtype", "v": _dtype(value)}
+            return {TAG: "np.dtype", "v": dtype_name(value)}
         if isinstance(value, Enum):
             inner = self._encode(value.value, path, depth + 1, inside_object)
             return {TAG: "enum", "class": class_name(type(value)), "name": value.name, "v": inner}
@@ -161,7 +152,7 @@ class ValueEncoder:
         return node
 
     def _dict(self, value: Any, path: str, depth: int, inside: bool) -> Any:
-        if all(type(k) is str and k[:1] != TAG and _is_unicode(k) for k in value):
+        if all(type(k) is str and k[:1] != TAG and is_unicode(k) for k in value):
             node: dict[str, Any] = {}
             self._remember(value, node)
             for key, item in value.items():
@@ -348,93 +339,21 @@ def _items(value: Any) -> Any:
     return list(value) if isinstance(value, list | set) else None
 
 
-def _int(value: int) -> Any:
-    return value if -_EXACT_INT <= value <= _EXACT_INT else {TAG: "int", "v": hex(value)}
-
-
-def _float(value: float) -> Any:
-    return value if math.isfinite(value) else {TAG: "float", "v": _special(value)}
-
-
-def _special(value: float) -> str:
-    return f"nan:{struct.pack('>d', value).hex()}" if math.isnan(value) else repr(value)
-
-
-def _complex(value: complex) -> Any:
-    parts = [v if math.isfinite(v) else _special(v) for v in (value.real, value.imag)]
-    return {TAG: "complex", "v": parts}
-
-
-def _is_unicode(text: str) -> bool:
-    return text.isascii() or not any("\ud800" <= c <= "\udfff" for c in text)
-
-
-def _str(value: str) -> Any:
-    # A lone surrogate (from os.fsdecode, say) has no UTF-8 of its own.
-    if _is_unicode(value):
-        return value
-    return {TAG: "str", "v": value.encode("utf-8", "surrogatepass").hex()}
-
-
-def _timezone(value: timezone) -> Any:
-    arguments = value.__getinitargs__()  # type: ignore[attr-defined]
-    offset, name = (*arguments, None)[:2]
-    return {TAG: "timezone", "v": [[offset.days, offset.seconds, offset.microseconds], name]}
-
-
-def _zone(value: ZoneInfo) -> Any:
-    return {TAG: "zoneinfo", "v": value.key}
-
-
-def _dtype(dtype: "np.dtype[Any]") -> Any:
-    return dtype.str if dtype.names is None else [list(field) for field in dtype.descr]
-
-
 def _hashable(value: Any) -> bool:
     return isinstance(value, type) or value is None
 
 
-def _tag(kind: str, payload: Callable[[Any], Any]) -> Callable[[Any], Any]:
-    return lambda value: {TAG: kind, "v": payload(value)}
-
-
-def _b64(value: bytes) -> str:
-    return base64.b64encode(value).decode()
-
-
 def _generator(value: torch.Generator) -> list[str]:
-    return [str(value.device), _b64(value.get_state().numpy().tobytes())]
+    return [str(value.device), b64(value.get_state().numpy().tobytes())]
 
 
-def _random(value: random.Random) -> Any:
-    version, words, gauss = value.getstate()
-    packed = struct.pack(f"<{len(words)}I", *words)
-    return {TAG: "random", "v": [version, _b64(packed), gauss]}
-
-
-_PATHS = (PosixPath, WindowsPath, PurePosixPath, PureWindowsPath, Path)
 _LEAVES: dict[type, Callable[[Any], Any]] = {
-    str: _str,
-    int: _int,
-    float: _float,
-    complex: _complex,
-    bytes: _tag("bytes", _b64),
-    bytearray: _tag("bytearray", _b64),
-    ZoneInfo: _zone,
-    date: _tag("date", date.isoformat),
-    timedelta: _tag("timedelta", lambda v: [v.days, v.seconds, v.microseconds]),
-    timezone: _timezone,
-    Decimal: _tag("decimal", str),
-    Fraction: _tag("fraction", lambda v: [hex(v.numerator), hex(v.denominator)]),
-    UUID: _tag("uuid", lambda v: v.hex),
-    type(...): _tag("ellipsis", lambda _: None),
-    torch.dtype: _tag("dtype", lambda v: str(v).removeprefix("torch.")),
-    torch.device: _tag("device", str),
-    torch.layout: _tag("layout", lambda v: str(v).removeprefix("torch.")),
-    torch.memory_format: _tag("memory_format", lambda v: str(v).removeprefix("torch.")),
-    torch.Generator: _tag("generator", _generator),
-    random.Random: _random,
-    **{p: _tag("path", lambda v: [type(v).__name__, str(v)]) for p in _PATHS},
+    **LEAVES,
+    torch.dtype: tagged("dtype", lambda v: str(v).removeprefix("torch.")),
+    torch.device: tagged("device", str),
+    torch.layout: tagged("layout", lambda v: str(v).removeprefix("torch.")),
+    torch.memory_format: tagged("memory_format", lambda v: str(v).removeprefix("torch.")),
+    torch.Generator: tagged("generator", _generator),
 }
 _CONTAINERS: dict[type, Callable[[ValueEncoder, Any, str, int, bool], Any]] = {
     list: ValueEncoder._list,

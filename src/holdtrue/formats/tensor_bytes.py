@@ -88,7 +88,7 @@ def read_piece(piece: Piece, itemsize: int) -> Bytes:
     end = (last + 1) * itemsize
     if first < 0 or end > piece.storage.nbytes:
         raise _short(piece.storage, end, piece.storage.nbytes)
-    if _is_contiguous(piece):
+    if is_contiguous(piece):
         return read_storage(piece.storage, first * itemsize, end - first * itemsize)
     axis = _far_axis(piece, itemsize)
     if axis is not None:
@@ -207,7 +207,8 @@ def reach(shape: tuple[int, ...], stride: tuple[int, ...], offset: int) -> tuple
     return first, last
 
 
-def _is_contiguous(piece: Piece) -> bool:
+def is_contiguous(piece: Piece) -> bool:
+    """Whether a piece's elements follow one another in C order."""
     wanted = contiguous_stride(piece.shape)
     return all(
         size == 1 or a == b for size, a, b in zip(piece.shape, piece.stride, wanted, strict=True)

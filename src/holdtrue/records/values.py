@@ -270,9 +270,13 @@ def _object(node: dict[str, Any], d: Decoding, live: Any, path: str, depth: int)
         _share(node, d, target)
     cls = find_class(name, d.agreed)
     made: Any = None
-    if target is None and cls is not None and via != "state_dict":
+    args: list[Any] = []
+    kwargs: dict[str, Any] = {}
+    if target is None:  # first, since the state may refer to what stands in them
         args = _fill_list([], node.get("args", []), d, None, path, depth)
-        made = cls.__new__(cls, *args)
+        kwargs = _decode(node.get("kwargs", {}), d, None, path, depth + 1)
+    if target is None and cls is not None and via != "state_dict":
+        made = cls.__new__(cls, *args, **kwargs)
         _share(node, d, made)
     state = _decode(node.get("state"), d, _peer_state(target, via), path, depth + 1)
     items = _decode(node.get("items"), d, target, path, depth + 1)
@@ -283,8 +287,7 @@ def _object(node: dict[str, Any], d: Decoding, live: Any, path: str, depth: int)
         set_state(made, via, state, items)
         return made
     d.unmatched.append((path, name))
-    args = tuple(_fill_list([], node.get("args", []), d, None, path, depth))
-    return Record(class_name=name, args=args, state=state, items=items)
+    return Record(class_name=name, args=tuple(args), kwargs=kwargs, state=state, items=items)
 
 
 _BITS = ("PCG64", "PCG64DXSM", "MT19937", "Philox", "SFC64")
