@@ -15,16 +15,8 @@ from holdtrue.limits import MIB
 _Command = TypeVar("_Command", bound=Callable[..., Any])
 
 
-class _Size(click.ParamType):
-    """Mebibytes on the command line, bytes inside."""
-
-    name = "MiB"
-
-    def convert(self, value: Any, param: Any, ctx: Any) -> int:
-        text = str(value)
-        if not text.isdecimal() or not 0 < int(text) < 1 << 40:
-            self.fail("give a whole number of MiB, 1 or more", param, ctx)
-        return int(text) * MIB
+def _in_bytes(ctx: click.Context, param: click.Parameter, value: int | None) -> int | None:
+    return None if value is None else value * MIB
 
 
 def carrying_options(command: _Command) -> _Command:
@@ -37,7 +29,14 @@ def carrying_options(command: _Command) -> _Command:
 _OPTIONS = (
     click.option("--to", type=click.Choice(KINDS), help="The format; else the name of DST tells."),
     click.option("--part", help="Which state dict: its path, or the last name of it."),
-    click.option("--shard-size", "shard_bytes", type=_Size(), help="Of one shard, at most."),
+    click.option(
+        "--shard-size",
+        "shard_bytes",
+        type=click.IntRange(1),
+        callback=_in_bytes,
+        metavar="MIB",
+        help="Of one shard, at most; with --to shards.",
+    ),
     click.option("--overwrite", is_flag=True, help="Replace DST if it exists."),
     click.option("--json", is_flag=True, help="What was done, and the report, as JSON."),
 )

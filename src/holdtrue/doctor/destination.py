@@ -1,9 +1,14 @@
 """Where a conversion writes to: which kind it is, and whether it may."""
 
 import os
+from collections.abc import Callable, Iterable
 from pathlib import Path
+from threading import Lock
 from typing import Literal, get_args
 
+from msgspec import Struct
+
+from holdtrue.engine.stored import StoredSource
 from holdtrue.errors import SaveError, fail
 from holdtrue.findings import Finding
 from holdtrue.records.manifest import NAME
@@ -27,6 +32,33 @@ _OTHERS = frozenset({
     ".npz", ".npy", ".pkl", ".pickle", ".onnx", ".gguf", ".h5", ".hdf5", ".keras", ".pt2", ".json",
     ".zip", ".tar", ".gz", ".msgpack", ".pb", ".tflite",
 })  # fmt: skip
+
+
+Progress = Callable[[int, int], None]  # bytes written so far, and of all; on any thread
+
+
+class Destination(Struct, frozen=True, kw_only=True):
+    """What a caller asks to be written; see `convert`."""
+
+    path: Path
+    kind: Kind
+    part: str | None = None
+    overwrite: bool = False
+    shard_bytes: int | None = None
+    progress: Progress | None = None
+
+    def counter(self, sources: Iterable[StoredSource]) -> Callable[[int], None]:
+        """What the writer tells of each block; `progress` is told the sum."""
+        total, done, lock = sum(source.nbytes for source in sources), 0, Lock()
+
+        def advance(count: int) -> None:
+            nonlocal done
+            if self.progress is not None:
+                with lock:  # several threads write
+                    done += count
+                    self.progress(done, total)
+
+        return advance
 
 
 def title(kind: Kind) -> str:
@@ -55,28 +87,29 @@ def kind_of(target: Path, to: str | None) -> Kind:
     return _SUFFIXES.get(suffix, "holdtrue")
 
 
-def check_destination(source: Path, target: Path, kind: Kind, overwrite: bool) -> None:
+def check_destination(source: Path, place: Destination) -> None:
     """Raises SaveError where something stands in the way that may not be replaced."""
+    target, kind = place.path, place.kind
     if not os.path.lexists(target):
         return
-    if not overwrite:
+    if not place.overwrite:
         raise fail(SaveError, str(target), already_exists(target))
     directory = target.is_dir() and not target.is_symlink()
-    if directory and source.resolve() != target.resolve() and _inside(source, target):
+    if directory and _inside(source, target):
         raise _refused(
             target, "destination-unsafe", "the source lies inside of what is to be replaced",
             f"{source} would be gone with it", "choose another path",
         )  # fmt: skip
-    if kind in ("holdtrue", "shards") and not directory:
+    if directory != (kind in ("holdtrue", "shards")):
         raise _refused(
-            target, "not-a-directory", "a file stands where a directory is to come",
-            f"{title(kind)} is a directory", "choose another path, or remove the file first",
-        )  # fmt: skip
-    if kind in ("safetensors", "torch") and directory:
-        raise _refused(
-            target, "not-a-file", "a directory stands where a file is to come",
-            "a whole directory is never replaced by a file", "choose another path",
-        )  # fmt: skip
+            target,
+            "not-a-file" if directory else "not-a-directory",
+            "a directory stands where a file is to come"
+            if directory
+            else "a file stands where a directory is to come",
+            f"the result is {title(kind)}; only its like is replaced",
+            "choose another path, or remove what is there yourself",
+        )
     if directory and not _is_ours(target):
         raise _refused(
             target, "destination-unsafe", "the directory holds other things than a checkpoint",

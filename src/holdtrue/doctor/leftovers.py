@@ -10,41 +10,41 @@ from holdtrue.formats.view import LazyTensor, View
 from holdtrue.records.inert import Record
 
 
-def left_values(view: View, carried: StateDict) -> list[str]:
-    """The places of a tree beside the one state dict that is carried; whole subtrees as one."""
+def left_values(view: View, carried: StateDict, *, attributes: bool = False) -> list[str]:
+    """The places of a tree beside the one state dict that is carried; whole subtrees as one.
+
+    `attributes` says that those of the dict itself are carried, too.
+    """
     if carried.node is None:
         return []
-    return list(_beside(view.tree, carried, ""))
+    left = carried.beside if attributes else carried.beside | carried.attributes
+    return [*_around(view.tree, carried, "", left), *left_files(view)]
 
 
-def _beside(node: Any, carried: StateDict, path: str) -> Iterator[str]:
+def left_files(view: View) -> list[str]:
+    """What lies in an archive beside its tree: code and files that others put there."""
+    code, extra = view.about.get("code"), view.about.get("extra_files")
+    return [
+        *([f"code/ ({len(code):,} files of TorchScript)"] if code else ()),
+        *(f"extra/{name}" for name in extra or ()),
+    ]
+
+
+def _around(node: Any, carried: StateDict, path: str, left: dict[str, Any]) -> Iterator[str]:
     if node is carried.node:
-        yield from _within(node, carried, path)
+        for name, value in left.items():
+            yield _place(path, name, value)
         return
     for name, value in children(node):
         place = f"{path}/{name}" if path else name
         if carried.path == place or carried.path.startswith(place + "/"):
-            yield from _beside(value, carried, place)
+            yield from _around(value, carried, place, left)
         else:
-            yield f"{place} ({_describe(value)})"
+            yield _place(path, name, value)
 
 
-def _within(node: Any, carried: StateDict, path: str) -> Iterator[str]:
-    """What a carried mapping holds beside tensors, and of a pickled model all but its tensors."""
-    if isinstance(node, Record):
-        yield f"{path or 'the model'} (modules and attributes of {node.class_name[:80]})"
-    elif isinstance(node, dict) and not _is_module_part(node):
-        for name, value in children(node):
-            if not isinstance(value, LazyTensor):
-                yield (
-                    f"{path}/{name} ({_describe(value)})"
-                    if path
-                    else f"{name} ({_describe(value)})"
-                )
-
-
-def _is_module_part(node: dict[Any, Any]) -> bool:
-    return "entries" in node and isinstance(node["entries"], dict)
+def _place(path: str, name: str, value: Any) -> str:
+    return f"{path}/{name} ({_describe(value)})" if path else f"{name} ({_describe(value)})"
 
 
 def _describe(value: Any) -> str:
@@ -67,7 +67,7 @@ def values_finding(where: str, kind: str, places: list[str]) -> list[Finding]:
             severity="note" if versions else "warning",
             where=places[0],
             places=tuple(places),
-            what=f"{len(places):,} values of {where} are not in the result",
+            what=f"{_count(places, 'value')} in {where} and not in the result",
             why=f"{kind} holds the tensors of one state dict and nothing else",
             fix="convert to a holdtrue checkpoint, which keeps values and records too: "
             "--to holdtrue",
@@ -86,7 +86,11 @@ def tensors_findings(left: Mapping[str, str]) -> Iterable[Finding]:
             severity="warning",
             where=places[0],
             places=tuple(places),
-            what=f"{len(places):,} tensors or values are not in the result",
+            what=f"{_count(places, 'tensor')} not in the result",
             why=why,
             fix="take them from the source: holdtrue.open(SRC) still reads it",
         )
+
+
+def _count(places: list[str], noun: str) -> str:
+    return f"1 {noun} is" if len(places) == 1 else f"{len(places):,} {noun}s are"

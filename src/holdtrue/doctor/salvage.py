@@ -5,8 +5,8 @@ from pathlib import Path
 
 from msgspec.structs import replace
 
-from holdtrue.doctor.convert import Converted, Progress, write_view
-from holdtrue.doctor.destination import check_destination, kind_of
+from holdtrue.doctor.convert import Converted, destination, write_view
+from holdtrue.doctor.destination import Progress, check_destination
 from holdtrue.findings import Finding, report
 from holdtrue.formats import salvaging
 from holdtrue.formats.salvaging import Lost, Salvaged
@@ -30,15 +30,14 @@ def salvage(
 
     Raises OpenError, or DamageError where nothing is left; and SaveError as `convert` does.
     """
-    target = Path(dst)
-    kind = kind_of(target, to)
-    check_destination(Path(src), target, kind, overwrite)
+    place = destination(dst, to, part, overwrite, shard_bytes, progress)
+    check_destination(Path(src), place)
     found = salvaging.salvage(str(src))
     view = _with_unnamed(found)
-    made = write_view(view, target, kind, part, overwrite, shard_bytes, progress)
+    made = write_view(view, place)
     noticed = [f for f in made.report.findings if f not in found.view.findings]
     told = [*noticed, *map(_as_warning, found.view.findings), *_lost(view.path, found.lost)]
-    return replace(made, report=report(str(target), [*told, *_unnamed(found)]))
+    return replace(made, report=report(str(place.path), [*told, *_unnamed(found)]))
 
 
 def _with_unnamed(found: Salvaged) -> View:

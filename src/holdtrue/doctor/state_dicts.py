@@ -13,7 +13,7 @@ from holdtrue.formats.checkpoint_directory import read_manifest
 from holdtrue.formats.module_tree import is_module, module_nodes, state_dict
 from holdtrue.formats.pickle_tensors import is_storage
 from holdtrue.formats.tensor_bytes import element_bytes
-from holdtrue.formats.tree_walk import each_node
+from holdtrue.formats.tree_walk import each_node, name_of
 from holdtrue.formats.verifying import parts
 from holdtrue.formats.view import LazyTensor, View
 from holdtrue.records.inert import Record
@@ -23,13 +23,18 @@ _OPTIMIZER = frozenset({"state", "param_groups"})
 
 
 class StateDict(Struct, frozen=True, kw_only=True, eq=False):
-    """Names and tensors that belong to one model. `node` is where they stand in the view's tree."""
+    """Names and tensors that belong to one model, and what stands beside them in its place.
+
+    `node` is that place in the view's tree; `attributes` are those of the dict, its `_metadata`.
+    """
 
     path: str  # in the tree; "" for the top
     names: dict[str, LazyTensor]
     class_name: str | None = None  # of a whole pickled model
     training: dict[str, bool] = field(default_factory=dict)  # as in a module part
     node: Any = None
+    beside: dict[str, Any] = field(default_factory=dict)
+    attributes: dict[str, Any] = field(default_factory=dict)
 
     @property
     def label(self) -> str:
@@ -91,7 +96,13 @@ def _in_tree(tree: Any, where: str) -> Iterator[StateDict]:
         elif isinstance(node, dict) and node.keys() >= _OPTIMIZER:
             closed.append(path)
         elif isinstance(node, dict) and (names := named_tensors(node)):
-            yield StateDict(path=path, names=names, node=node)
+            yield StateDict(
+                path=path,
+                names=names,
+                node=node,
+                beside={name_of(k): v for k, v in node.items() if names.get(k) is not v},
+                attributes=dict(getattr(node, "__dict__", {})),
+            )
 
 
 def named_tensors(node: dict[Any, Any]) -> dict[str, LazyTensor]:
@@ -118,6 +129,7 @@ def _pickled(path: str, model: Record, where: str) -> StateDict:
         class_name=model.class_name,
         training=training,
         node=model,
+        beside={"modules and attributes": model},
     )
 
 
@@ -128,6 +140,7 @@ def _scripted(view: View) -> StateDict:
         names={name: view.tensors[path] for name, path in names.items() if path in view.tensors},
         class_name=view.about["class"],
         node=view.tree["module"],
+        beside={"modules and attributes": view.tree["module"]},
     )
 
 
@@ -148,7 +161,15 @@ def _module_parts(view: View) -> Iterator[StateDict]:
             class_name=part.class_name,
             training=training if isinstance(training, dict) else {},
             node=view.tree[name],
+            beside=_beside_entries(view.tree[name], held),
+            attributes=view.tree[name].get("attributes", {}),
         )
+
+
+def _beside_entries(part: dict[str, Any], held: dict[str, LazyTensor]) -> dict[str, Any]:
+    """What else a module part keeps, where there is some of it."""
+    kept = {name: part[name] for name in ("extra", "custom", "getstate") if part.get(name)}
+    return kept | {name: tensor for name, tensor in held.items() if not tensor.persistent}
 
 
 def _in_value_parts(view: View) -> Iterator[StateDict]:

@@ -53,7 +53,10 @@ def plan(view: View, states: list[StateDict]) -> Plan:
     for state in states:
         name = _part_name(state.label or "model", parts)
         parts[name] = _module(kept, name, state)
-    for label, value in _values(view.tree, states):
+    values = list(_values(view.tree, states))
+    if view.format == "safetensors" and view.about["metadata"]:
+        values.append(("metadata", view.about["metadata"]))
+    for label, value in values:
         name = _part_name(label, parts)
         node = TreeEncoder(kept, name, value).encode(value)
         parts[name] = Part(kind="value", state=node)
@@ -119,10 +122,10 @@ def _module(kept: Kept, part: str, state: StateDict) -> Part:
             entries[name] = key
             encoder.keep_attributes(key, tensor, name)
     node: dict[str, Any] = {"entries": entries, "training": state.training}
-    attributes = getattr(state.node, "__dict__", None) if isinstance(state.node, dict) else None
-    if attributes:
+    if state.attributes:
         # `_metadata`, the versions of the modules. No reader of a module part needs it.
-        node["attributes"] = TreeEncoder(kept, part, attributes).encode(attributes)
+        own = TreeEncoder(kept, part, state.attributes)
+        node["attributes"] = own.encode(state.attributes)
     return Part(kind="module", class_name=state.class_name, state=node)
 
 

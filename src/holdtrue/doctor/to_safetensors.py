@@ -18,6 +18,10 @@ class Files(Struct, frozen=True, eq=False):
     files: list[PlannedFile]
     sources: dict[str, StoredSource]
 
+    @property
+    def nbytes(self) -> int:
+        return sum(file.nbytes for file in self.files)
+
 
 def unfit(name: str, tensor: LazyTensor) -> str | None:
     """Why a tensor cannot be in such a file; None where it can."""
@@ -26,15 +30,17 @@ def unfit(name: str, tensor: LazyTensor) -> str | None:
     if tensor.layout != "strided":
         return f"safetensors has no {tensor.layout} tensors"
     row = DTYPES.get(tensor.dtype)
-    if tensor.dtype not in _CODES or (tensor.numpy is not None and tensor.numpy != row.numpy):
+    spelled = row is not None and tensor.numpy in (None, row.numpy)
+    if tensor.dtype not in _CODES or not spelled:
         return f"safetensors has no {tensor.numpy or tensor.dtype[:40]}"
     return None
 
 
-def one_file(name: str, names: dict[str, LazyTensor]) -> Files:
-    """All tensors in one file of this name."""
+def one_file(names: dict[str, LazyTensor], metadata: dict[str, str]) -> Files:
+    """All tensors in one file, with the header's metadata of the file that they come from."""
     sources = _sources(names)
-    return Files([plan_file(name, list(sources), sources)], sources)
+    told = {"format": "pt", **metadata}
+    return Files([plan_file(f"{_STEM}.safetensors", list(sources), sources, told)], sources)
 
 
 def shards(names: dict[str, LazyTensor], most: int) -> Files:

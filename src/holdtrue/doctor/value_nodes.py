@@ -112,11 +112,8 @@ class TreeEncoder:
         state = tensor.state
         if tensor.layout == "subclass" and isinstance(state, dict):
             state = {k: v for k, v in state.items() if not isinstance(v, LazyTensor)}
-        if (
-            state
-            and not tensor.layout.startswith("sparse")
-            and self.kept.records[key].state is None
-        ):
+        known = self.kept.records[key].state is not None
+        if state and not known and not tensor.layout.startswith("sparse"):
             node = self.encode(state, f"{path}#attributes", depth, tensors=False)
             update_record(self.kept, key, state=node)
 

@@ -12,7 +12,7 @@ from holdtrue.limits import limits
 from holdtrue.records.manifest import FileRecord, TensorRecord
 
 # What Hugging Face's loaders look for before they read a file.
-_METADATA = {"format": "pt"}
+_METADATA: Mapping[str, str] = {"format": "pt"}
 
 
 class Stored(Protocol):
@@ -88,7 +88,12 @@ def _split(keys: list[str], stored: Mapping[str, Stored], most: int) -> list[lis
     return shards
 
 
-def plan_file(name: str, keys: list[str], stored: Mapping[str, Stored]) -> PlannedFile:
+def plan_file(
+    name: str,
+    keys: list[str],
+    stored: Mapping[str, Stored],
+    metadata: Mapping[str, str] = _METADATA,
+) -> PlannedFile:
     """One safetensors file; within it a tensor is called by its key without the part."""
 
     def alignment(key: str) -> int:
@@ -103,7 +108,7 @@ def plan_file(name: str, keys: list[str], stored: Mapping[str, Stored]) -> Plann
         (key.partition("/")[2], stored[key].code, stored[key].shape, stored[key].nbytes)
         for key in ordered
     ]
-    head, entries = build_header(rows, _METADATA)
+    head, entries = build_header(rows, dict(metadata))
     placements = tuple(
         Placement(key, entry.name, len(head) + entry.begin, entry.end - entry.begin)
         for key, entry in zip(ordered, entries.values(), strict=True)
