@@ -12,7 +12,7 @@ from holdtrue.engine.stored import StoredSource
 from holdtrue.errors import SaveError, fail
 from holdtrue.findings import Finding
 from holdtrue.records.manifest import NAME
-from holdtrue.storage.failures import already_exists
+from holdtrue.storage.failures import already_exists, not_written
 
 Kind = Literal["holdtrue", "safetensors", "shards", "torch"]
 KINDS: tuple[Kind, ...] = get_args(Kind)
@@ -68,6 +68,11 @@ def title(kind: Kind) -> str:
 
 def kind_of(target: Path, to: str | None) -> Kind:
     """The kind that is asked for, or that the name says. Raises SaveError for one that is none."""
+    if "\0" in str(target):
+        raise _refused(
+            target, "destination-unknown", "the path holds a zero character",
+            "no file system takes such a name", "choose another path",
+        )  # fmt: skip
     if to is not None:
         for kind in KINDS:
             if kind == to:
@@ -89,11 +94,17 @@ def kind_of(target: Path, to: str | None) -> Kind:
 
 def check_destination(source: Path, place: Destination) -> None:
     """Raises SaveError where something stands in the way that may not be replaced."""
-    target, kind = place.path, place.kind
-    if not os.path.lexists(target):
+    if not os.path.lexists(place.path):
         return
     if not place.overwrite:
-        raise fail(SaveError, str(target), already_exists(target))
+        raise fail(SaveError, str(place.path), already_exists(place.path))
+    try:
+        _check_replaceable(source, place.path, place.kind)
+    except OSError as error:
+        raise not_written(place.path, error, 0) from error
+
+
+def _check_replaceable(source: Path, target: Path, kind: Kind) -> None:
     directory = target.is_dir() and not target.is_symlink()
     if directory and _inside(source, target):
         raise _refused(

@@ -150,6 +150,7 @@ def _module_parts(view: View) -> Iterator[StateDict]:
         entries, training = state.get("entries"), state.get("training")
         if part.kind != "module" or not isinstance(entries, dict):
             continue
+        attributes = view.tree[name].get("attributes")
         held = {
             n: view.tensors[key]
             for n, key in entries.items()
@@ -162,7 +163,7 @@ def _module_parts(view: View) -> Iterator[StateDict]:
             training=training if isinstance(training, dict) else {},
             node=view.tree[name],
             beside=_beside_entries(view.tree[name], held),
-            attributes=view.tree[name].get("attributes", {}),
+            attributes=attributes if isinstance(attributes, dict) else {},
         )
 
 

@@ -142,7 +142,8 @@ def _values(tree: Any, states: list[StateDict]) -> Iterable[tuple[str, Any]]:
                 whole.discard(id(value))  # under another name it is a value like any other
                 yield from _besides(name_of(key), value)
             else:
-                suffix = "_object" if any(s.node is value for s in states) else ""
+                model = isinstance(value, Record) and any(s.node is value for s in states)
+                suffix = "_object" if model else ""
                 yield name_of(key) + suffix, value
         attributes = getattr(tree, "__dict__", None)
         if attributes:

@@ -11,6 +11,8 @@ from typing import Any
 import numpy as np
 
 from holdtrue.doctor.keeping import Kept, keep_tensor, update_record
+from holdtrue.formats.pickle_context import ArgumentsError
+from holdtrue.formats.pickle_numpy import dtype_of as numpy_dtype_of
 from holdtrue.formats.pickle_source import over_budget
 from holdtrue.formats.view import LazyTensor
 from holdtrue.limits import limits
@@ -226,6 +228,11 @@ def _reference(name: str) -> Any:
 def _known_record(record: Record) -> Any:
     """Objects that have a node of their own kind."""
     args = record.args
+    if record.class_name == "numpy.dtype":
+        try:
+            return {TAG: "np.dtype", "v": dtype_name(numpy_dtype_of(record))}
+        except (ArgumentsError, TypeError):
+            return None
     if record.state is not None or record.items is not None or record.kwargs or not args:
         return None
     if record.class_name == "torch.Size" and len(args) == 1 and isinstance(args[0], tuple):

@@ -14,7 +14,14 @@ from holdtrue.formats.safetensors import Header, parse_header
 from holdtrue.formats.view import LazyTensor, Piece, Storage, View
 from holdtrue.limits import limits
 from holdtrue.records.dtypes import DTYPES, contiguous_stride, product
-from holdtrue.records.manifest import NAME, Chunk, Manifest, TensorRecord, decode_manifest
+from holdtrue.records.manifest import (
+    NAME,
+    Chunk,
+    Manifest,
+    Part,
+    TensorRecord,
+    decode_manifest,
+)
 from holdtrue.records.values import Decoding, NodeError, decode
 
 
@@ -53,8 +60,17 @@ def to_view(directory: Path, manifest: Manifest) -> View:
         "step": manifest.step,
         "environment": msgspec.to_builtins(manifest.environment),
     }
-    tree = {name: _tree(name, part.state, tensors) for name, part in manifest.parts.items()}
+    tree = {name: _part_tree(name, part, tensors) for name, part in manifest.parts.items()}
     return View(path=str(directory), format="holdtrue", about=about, tree=tree, tensors=tensors)
+
+
+def _part_tree(name: str, part: Part, tensors: dict[str, LazyTensor]) -> Any:
+    """A part's state. The names of a module are no value nodes: one may be called "$"."""
+    if part.kind != "module" or not isinstance(part.state, dict):
+        return _tree(name, part.state, tensors)
+    plain = {k: part.state[k] for k in ("entries", "training") if k in part.state}
+    nodes = {k: v for k, v in part.state.items() if k not in plain}
+    return plain | {k: _tree(f"{name}/{k}", v, tensors) for k, v in nodes.items()}
 
 
 def _tree(name: str, node: Any, tensors: dict[str, LazyTensor]) -> Any:
