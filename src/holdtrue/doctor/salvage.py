@@ -25,8 +25,8 @@ def salvage(
 ) -> Converted:
     """Write every tensor of `src` that is whole as `dst`; arguments as in `convert`.
 
-    The report's one error `tensors-lost` names those that are not, with the bytes missing of each;
-    without it nothing was lost. Storages whose names are lost come as `unnamed/data/N`.
+    The report's error `tensors-lost` names those that are not, with the bytes missing of each; it
+    has no error where nothing was lost. Storages whose names are lost come as `unnamed/data/N`.
 
     Raises OpenError, or DamageError where nothing is left; and SaveError as `convert` does.
     """
@@ -36,7 +36,7 @@ def salvage(
     view = _with_unnamed(found)
     made = write_view(view, place)
     noticed = [f for f in made.report.findings if f not in found.view.findings]
-    told = [*noticed, *map(_as_warning, found.view.findings), *_lost(view.path, found.lost)]
+    told = [*noticed, *map(_of_container, found.view.findings), *_lost(view.path, found.lost)]
     return replace(made, report=report(str(place.path), [*told, *_unnamed(found)]))
 
 
@@ -51,9 +51,10 @@ def _with_unnamed(found: Salvaged) -> View:
     return replace(found.view, tree=both)
 
 
-def _as_warning(finding: Finding) -> Finding:
-    """What is damaged is why one is here; whether something was lost is another question."""
-    return replace(finding, severity="warning") if finding.severity == "error" else finding
+def _of_container(finding: Finding) -> Finding:
+    """Damage of a zip's own bookkeeping is no loss: each record has been looked at by itself."""
+    about_zip = finding.code.startswith("zip-") and finding.code != "zip-no-pickle"
+    return replace(finding, severity="warning") if about_zip else finding
 
 
 def _lost(where: str, lost: tuple[Lost, ...]) -> list[Finding]:
@@ -84,7 +85,7 @@ def _unnamed(found: Salvaged) -> list[Finding]:
     return [
         Finding(
             code="names-lost",
-            severity="warning",
+            severity="error",
             where=places[0],
             places=places,
             what=f"{len(places):,} storages are whole, and no name points at them",

@@ -74,9 +74,10 @@ def test_a_file_cut_at_any_place(container, tmp_path, figure):
         for name, tensor in named.items():
             assert_same(tensor, TENSORS[name])
         lost = [p for f in made.report.findings if f.code == "tensors-lost" for p in f.places]
+        if made.report.ok:
+            assert len(named) == len(TENSORS)
         if named:
             assert len(named) + len(lost) == len(TENSORS)
-            assert made.report.ok == (not lost)
         assert all("bytes missing" in place for place in lost)
         kept.add(len(named))
         figure("cut files salvaged")
