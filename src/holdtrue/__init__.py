@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from holdtrue.checkpoint import Checkpoint, open, verify
     from holdtrue.doctor.convert import Converted, convert
+    from holdtrue.doctor.diff import Difference, diff
     from holdtrue.doctor.salvage import salvage
     from holdtrue.errors import DamageError, HoldtrueError, OpenError, RestoreError, SaveError
     from holdtrue.findings import Finding, Report
@@ -16,6 +17,7 @@ __all__ = [
     "Checkpoint",
     "Converted",
     "DamageError",
+    "Difference",
     "Finding",
     "HoldtrueError",
     "Keep",
@@ -26,6 +28,7 @@ __all__ = [
     "SaveError",
     "Saved",
     "convert",
+    "diff",
     "open",
     "salvage",
     "save",
@@ -39,6 +42,8 @@ _HOMES = {
     "Converted": "doctor.convert",
     "convert": "doctor.convert",
     "salvage": "doctor.salvage",
+    "Difference": "doctor.diff",
+    "diff": "doctor.diff",
     "DamageError": "errors",
     "HoldtrueError": "errors",
     "OpenError": "errors",

@@ -2,74 +2,25 @@
 
 import os
 from collections import OrderedDict
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
+from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from holdtrue.errors import DamageError, OpenError, fail
-from holdtrue.findings import Finding, Report
+from holdtrue.engine.read import verify_storages
+from holdtrue.errors import DamageError
+from holdtrue.findings import Finding, Report, report
 from holdtrue.formats.checkpoint_directory import read_manifest, to_view
-from holdtrue.formats.tensor_bytes import read_tensor
+from holdtrue.formats.module_tree import is_module, state_dict
+from holdtrue.formats.opening import read as read_any
+from holdtrue.formats.tree_map import map_tensors
+from holdtrue.formats.verifying import verify_view
 from holdtrue.formats.view import LazyTensor, View
-from holdtrue.records.manifest import Manifest
+from holdtrue.records.manifest import NAME, Manifest
 from holdtrue.records.trust import Trust, trust
 from holdtrue.records.values import Decoding, NodeError, decode
-from holdtrue.storage.locating import locate
-
-if TYPE_CHECKING:
-    import numpy as np
-    import torch
-
-
-class StoredTensor:
-    """A tensor in a file: described at once, read and verified when asked for."""
-
-    def __init__(self, lazy: LazyTensor, name: str) -> None:
-        self._lazy, self.name = lazy, name
-        self.dtype, self.shape, self.stride = lazy.dtype, lazy.shape, lazy.stride
-        self.requires_grad, self.layout, self.device = lazy.requires_grad, lazy.layout, lazy.device
-        self.parameter = lazy.parameter
-
-    @property
-    def nbytes(self) -> int:
-        """Stored bytes; of sparse tensors and the like, those of their components."""
-        inner = sum(StoredTensor(c, self.name).nbytes for c in self._lazy.components.values())
-        return inner + sum(p.storage.nbytes for p in self._lazy.pieces)
-
-    def __repr__(self) -> str:
-        return f"<stored tensor {self.name}: {self.dtype} {list(self.shape)}>"
-
-    def torch(self) -> "torch.Tensor":
-        """A new CPU tensor. Raises DamageError when its bytes are not those that were written."""
-        from holdtrue.restore.fresh import build_tensor
-
-        tensor: torch.Tensor = build_tensor(self._lazy, Trust(), self.name)
-        return tensor
-
-    def numpy(self) -> "np.ndarray[Any, Any]":
-        """A new array, without torch; bfloat16 and float8 need the package ml_dtypes."""
-        from holdtrue.formats.arrays import numpy_dtype
-
-        if self._lazy.layout != "strided":
-            raise fail(OpenError, self.name, _no_array(self.name, self._lazy))
-        dtype = numpy_dtype(self._lazy, self.name)
-        return read_tensor(self._lazy).view(dtype).reshape(self._lazy.shape)
-
-
-class StoredTensors(Mapping[str, StoredTensor]):
-    """All tensors of a checkpoint by path, "model/conv1.weight"."""
-
-    def __init__(self, tensors: Mapping[str, LazyTensor]) -> None:
-        self._tensors = tensors
-
-    def __getitem__(self, key: str) -> StoredTensor:
-        return StoredTensor(self._tensors[key], key)
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._tensors)
-
-    def __len__(self) -> int:
-        return len(self._tensors)
+from holdtrue.storage.locating import is_ours, locate
+from holdtrue.stored import StoredTensor, StoredTensors
 
 
 class Checkpoint:
@@ -79,43 +30,53 @@ class Checkpoint:
     parameter name, everything else what was saved.
     """
 
-    def __init__(self, path: Path, manifest: Manifest, view: View, agreed: Trust) -> None:
-        self.path, self._manifest, self._view, self._agreed = path, manifest, view, agreed
-        self._fresh: Any = None
+    def __init__(self, path: Path, view: View, agreed: Trust, manifest: Manifest | None) -> None:
+        self.path, self._view, self._agreed, self._manifest = path, view, agreed, manifest
+
+    @property
+    def format(self) -> str:
+        """What it is: "holdtrue", "torch-zip", "safetensors", …"""
+        return self._view.format
+
+    @property
+    def about(self) -> dict[str, Any]:
+        """What the format says of itself: versions, byte order, writer."""
+        return self._view.about
 
     @property
     def step(self) -> int | None:
-        return self._manifest.step
+        return self._manifest.step if self._manifest else None
 
     @property
     def created(self) -> str:
-        """When it was saved: UTC, ISO 8601."""
-        return self._manifest.created
+        """When it was saved: UTC, ISO 8601; "" where the format does not say."""
+        return self._manifest.created if self._manifest else ""
 
     @property
     def metrics(self) -> dict[str, Any]:
-        return manifest_metrics(self._manifest)
+        return manifest_metrics(self._manifest) if self._manifest else {}
+
+    @property
+    def manifest(self) -> Manifest | None:
+        """holdtrue's own manifest; None for files of other formats."""
+        return self._manifest
+
+    @property
+    def view(self) -> View:
+        """Everything as data: plain values, inert records, lazy tensors."""
+        return self._view
 
     @property
     def parts(self) -> tuple[str, ...]:
-        return tuple(self._manifest.parts)
-
-    @property
-    def manifest(self) -> Manifest:
-        return self._manifest
+        """The names that `checkpoint[name]` takes."""
+        return tuple(self._manifest.parts if self._manifest else foreign_parts(self._view))
 
     @property
     def tensors(self) -> StoredTensors:
         return StoredTensors(self._view.tensors)
 
-    @property
-    def values(self) -> Mapping[str, Any]:
-        """Every part as plain values, with inert records for objects and no tensor read."""
-        tree: Mapping[str, Any] = self._view.tree
-        return tree
-
     def __contains__(self, part: str) -> bool:
-        return part in self._manifest.parts
+        return part in self.parts
 
     def __repr__(self) -> str:
         step = "" if self.step is None else f" step {self.step},"
@@ -123,18 +84,22 @@ class Checkpoint:
 
     def __getitem__(self, part: str) -> Any:
         """The value of a part, its tensors read and verified."""
-        if part not in self._manifest.parts:
+        if part not in self.parts:
             raise KeyError(f"{self.path} has no part {part!r}; it has {', '.join(self.parts)}")
+        if self._manifest is None:
+            return self._foreign_value(foreign_parts(self._view)[part], part)
         record = self._manifest.parts[part]
         if record.kind == "module":
-            names = record.state["entries"]
+            tensors = self._fresh()
+            names = record.state.get("entries", {})
             return OrderedDict(
-                (name, self._tensor(key))
+                (name, tensors(key))
                 for name, key in names.items()
                 if self._manifest.tensors[key].persistent
             )
         if record.kind == "optimizer":
-            state = {name: self._value(node, part) for name, node in record.state["state"].items()}
+            kept = record.state.get("state", {})
+            state = {name: self._value(node, part) for name, node in kept.items()}
             groups = [
                 {**self._value(g["settings"], part), "params": g["params"]}
                 for g in record.state["groups"]
@@ -145,7 +110,7 @@ class Checkpoint:
     def restore(
         self,
         *,
-        allow: Iterable[str] = (),
+        allow: str | Iterable[str] = (),
         only: str | Iterable[str] = (),
         rename: Mapping[str, str] | None = None,
         trust: Iterable[type | str] = (),
@@ -161,70 +126,104 @@ class Checkpoint:
         Raises RestoreError when something does not fit, and DamageError when bytes on disk are not
         those that were written; either way nothing has been changed.
         """
-        from holdtrue.capture.parts import RNG, has_own_state
+        from torch.optim import Optimizer
+
+        from holdtrue.capture.parts import RNG
         from holdtrue.restore.apply import apply
+        from holdtrue.restore.foreign import foreign_targets
         from holdtrue.restore.fresh import Fresh
         from holdtrue.restore.plan import Choice
         from holdtrue.restore.targets import plan_restore
 
-        patterns = (only,) if isinstance(only, str) else tuple(only)
-        choice = Choice(patterns, dict(rename or {}), frozenset(allow))
-        resume = any(has_own_state(t) for t in targets.values()) if rng is None else rng
+        patterns = tuple(p for p in _several(only) if p)
+        choice = Choice(patterns, dict(rename or {}), frozenset(_several(allow)))
+        resume = any(isinstance(t, Optimizer) for t in targets.values()) if rng is None else rng
         fresh = Fresh(self._view.tensors, _joined(self._agreed, trust))
         targets.pop(RNG, None)
-        plan = plan_restore(self._manifest.parts, fresh, targets, choice, resume)
+        if self._manifest is None:
+            parts, fresh.tensors, noticed = foreign_targets(self._view, targets)
+            named = {n: t for n, t in targets.items() if n not in {f.where for f in noticed}}
+            plan = plan_restore(parts, fresh, named, choice, False)
+            plan.findings += noticed
+        else:
+            plan = plan_restore(self._manifest.parts, fresh, targets, choice, resume)
         return apply(plan, str(self.path))
 
-    def _tensor(self, key: str) -> Any:
+    def _fresh(self) -> Any:
         from holdtrue.restore.fresh import Fresh
 
-        if self._fresh is None:
-            self._fresh = Fresh(self._view.tensors, self._agreed)
-        return self._fresh(key)
+        return Fresh(self._view.tensors, self._agreed)
 
     def _value(self, node: Any, part: str) -> Any:
-        """With torch where there is one: a value without tensors needs none."""
-        try:
-            from holdtrue.restore.fresh import Fresh, decode_value
-        except ModuleNotFoundError as error:
-            if error.name != "torch":
-                raise
+        if find_spec("torch") is None:
             return _plain_value(node, part, self._view, self._agreed)
-        return decode_value(node, Fresh(self._view.tensors, self._agreed), path=part)[0]
+        from holdtrue.restore.fresh import decode_value
+
+        return decode_value(node, self._fresh(), path=part)[0]
+
+    def _foreign_value(self, tree: Any, part: str) -> Any:
+        if is_module(tree):
+            tree = OrderedDict(state_dict(tree, part))
+        where = f"{self.path}: {part}"
+        if find_spec("torch") is None:
+            return map_tensors(tree, lambda lazy: StoredTensor(lazy, part).numpy(), where)
+        from holdtrue.restore.storages import Storages, torch_value
+
+        return map_tensors(tree, Storages(where, self._agreed), where, torch_value)
 
 
 def open(path: str | os.PathLike[str], *, trust: Iterable[type | str] = ()) -> Checkpoint:
-    """Open a checkpoint: a directory, a run (its latest), `run@best`, `run@latest` or `run@400`.
+    """Open any checkpoint: holdtrue's own, a run (its latest), `run@best`, `run@latest`, `run@400`,
+    .pt, .pth, .ckpt and .bin of torch, safetensors, Hugging Face shards, TorchScript, distributed
+    checkpoints, exported programs, NumPy files, plain pickles.
 
-    Reads and verifies the manifest and the files' headers; tensors are read when asked for.
-    `trust` names classes whose objects may be built from the file. Raises OpenError or DamageError.
+    The format is told by content. Nothing in the file is run or imported; tensors are read and
+    verified when asked for. `trust` names classes whose objects may be built from holdtrue's own
+    checkpoints. Raises OpenError or DamageError.
     """
-    directory = locate(path)
-    manifest = read_manifest(directory)
-    view = to_view(directory, manifest)
-    return Checkpoint(directory, manifest, view, _joined(Trust(), trust))
+    place = locate(path)
+    agreed = _joined(Trust(), trust)
+    if place.name == NAME:
+        place = place.parent
+    if not is_ours(place):
+        return Checkpoint(place, read_any(str(place)), agreed, None)
+    manifest = read_manifest(place)
+    return Checkpoint(place, to_view(place, manifest), agreed, manifest)
 
 
 def verify(path: str | os.PathLike[str]) -> Report:
-    """Read every byte of a checkpoint and compare it with its digests. Needs no torch.
+    """Read every byte of a checkpoint and compare it with what its format keeps. Needs no torch.
 
-    Returns a report; what cannot be opened at all raises OpenError.
+    holdtrue's own are checked in full; for other formats the report says, as not checked, what they
+    cannot prove. Damage is in the report; what cannot be opened at all raises OpenError.
     """
-    from holdtrue.engine.read import verify_storages
-    from holdtrue.findings import report
-
-    directory = locate(path)
+    place = locate(path)
     try:
-        manifest = read_manifest(directory)
-        view = to_view(directory, manifest)
+        if not is_ours(place):
+            return verify_view(read_any(str(place)))
+        manifest = read_manifest(place)
+        view = to_view(place, manifest)
     except DamageError as error:
         return error.report
     storages = [p.storage for t in view.tensors.values() for p in t.pieces]
     findings = verify_storages(storages)
-    listed = {"manifest.json", *manifest.files}
-    strays = sorted(n for n in os.listdir(directory) if n not in listed and n != "source")
-    findings += [_stray(directory / name) for name in strays]
-    return report(str(directory), findings)
+    listed = {NAME, *manifest.files}
+    strays = sorted(n for n in os.listdir(place) if n not in listed and n != "source")
+    findings += [_stray(place / name) for name in strays]
+    return report(str(place), findings)
+
+
+def foreign_parts(view: View) -> dict[str, Any]:
+    """The parts of a file of another format: the top of its tree, by name."""
+    tree = view.tree
+    named = isinstance(tree, dict) and bool(tree) and all(isinstance(key, str) for key in tree)
+    if is_module(tree) or (named and all(isinstance(v, LazyTensor) for v in tree.values())):
+        return {"model": tree}
+    return dict(tree) if named else {"value": tree}
+
+
+def _several(given: str | Iterable[str]) -> Iterable[str]:
+    return (given,) if isinstance(given, str) else given
 
 
 def _joined(agreed: Trust, more: Iterable[type | str]) -> Trust:
@@ -259,15 +258,4 @@ def _stray(path: Path) -> Finding:
         where=str(path),
         what="this is not part of the checkpoint",
         why="it was put here later; nothing of it can be verified",
-    )
-
-
-def _no_array(name: str, lazy: LazyTensor) -> Finding:
-    return Finding(
-        code="layout-not-plain",
-        severity="error",
-        where=name,
-        what=f"a {lazy.layout} tensor has no NumPy form",
-        why="it is made of several arrays",
-        fix="take it as a torch tensor: .torch()",
     )

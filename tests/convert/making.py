@@ -13,9 +13,27 @@ SUFFIX = {"holdtrue": "", "safetensors": ".safetensors", "shards": "", "torch": 
 DTYPES = [
     name
     for name in (
-        "float64", "float32", "float16", "bfloat16", "float8_e4m3fn", "float8_e4m3fnuz",
-        "float8_e5m2", "float8_e5m2fnuz", "float8_e8m0fnu", "complex32", "complex64", "complex128",
-        "bool", "uint8", "int8", "uint16", "int16", "uint32", "int32", "uint64", "int64",
+        "float64",
+        "float32",
+        "float16",
+        "bfloat16",
+        "float8_e4m3fn",
+        "float8_e4m3fnuz",
+        "float8_e5m2",
+        "float8_e5m2fnuz",
+        "float8_e8m0fnu",
+        "complex32",
+        "complex64",
+        "complex128",
+        "bool",
+        "uint8",
+        "int8",
+        "uint16",
+        "int16",
+        "uint32",
+        "int32",
+        "uint64",
+        "int64",
     )  # fmt: skip
     if hasattr(torch, name)
 ]

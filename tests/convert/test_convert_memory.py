@@ -37,7 +37,8 @@ def write_large(path: Path, nbytes: int) -> int:
     sizes += [GIB // 16] * ((nbytes - sum(sizes)) // (GIB // 16))
     header, at = {}, 0
     for i, size in enumerate(sizes):
-        header[f"w{i}"] = {"dtype": "F32", "shape": [size // 4096, 1024], "data_offsets": [at, at + size]}
+        shape = [size // 4096, 1024]
+        header[f"w{i}"] = {"dtype": "F32", "shape": shape, "data_offsets": [at, at + size]}
         at += size
     text = json.dumps(header).encode()
     with path.open("wb") as file:

@@ -107,8 +107,12 @@ def test_a_view_of_something_large_does_not_take_it_along(tmp_path):
 def test_sparse_and_quantised(kind, tmp_path):
     dense = torch.randn(6, 4) * (torch.rand(6, 4) > 0.5)
     axis = torch.quantize_per_channel(
-        torch.randn(3, 5), torch.rand(3).double() + 0.1, torch.zeros(3, dtype=torch.long), 0, torch.qint8
-    )  # fmt: skip
+        torch.randn(3, 5),
+        torch.rand(3).double() + 0.1,
+        torch.zeros(3, dtype=torch.long),
+        0,
+        torch.qint8,
+    )
     tensors = {
         "coo": dense.to_sparse(),
         "coalesced": dense.to_sparse().coalesce(),
@@ -153,8 +157,12 @@ def test_shards_hold_what_they_may_and_all_there_is(tmp_path):
 def test_transformers_loads_the_shards(tmp_path):
     transformers = pytest.importorskip("transformers")
     config = transformers.BertConfig(
-        hidden_size=32, num_hidden_layers=2, num_attention_heads=2, intermediate_size=64, vocab_size=50
-    )  # fmt: skip
+        hidden_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        intermediate_size=64,
+        vocab_size=50,
+    )
     model = transformers.BertModel(config)
     torch.save(model.state_dict(), tmp_path / "a.bin")
     holdtrue.convert(tmp_path / "a.bin", tmp_path / "s", to="shards", shard_bytes=20_000)

@@ -66,8 +66,7 @@ def test_a_file_cut_at_any_place(container, tmp_path, figure):
         (tmp_path / "cut").write_bytes(data[:cut])
         try:
             made = holdtrue.salvage(tmp_path / "cut", tmp_path / "out.pt", overwrite=True)
-        except HoldtrueError as error:
-            assert error.report.findings
+        except HoldtrueError:
             continue
         found = torch.load(tmp_path / "out.pt", weights_only=True)
         named = {name: tensor for name, tensor in found.items() if name in TENSORS}

@@ -156,7 +156,10 @@ def test_nested_state_dicts_are_modules_and_values(tmp_path):
 def test_what_a_flat_format_cannot_hold_is_listed(tmp_path):
     whole = {
         "epoch": 3,
-        "net": {"model": {"w": torch.ones(9), "b": torch.ones(3), "note": "hi"}, "thing": Thing(a=1)},
+        "net": {
+            "model": {"w": torch.ones(9), "b": torch.ones(3), "note": "hi"},
+            "thing": Thing(a=1),
+        },
         "small": {"w": torch.ones(2)},
     }
     torch.save(whole, tmp_path / "a.pt")
@@ -254,13 +257,15 @@ def test_an_object_inside_itself_is_left_out():
 
 
 def test_a_tree_that_unfolds_without_end_is_refused_in_time():
-    value: object = "x" * 1000
-    for _ in range(60):  # each level holds the one below twice, as the arguments of two records
-        value = (Record(class_name="a.B", args=(value,)), Record(class_name="a.B", args=(value,)))
-    kept = Kept()
-    decode(TreeEncoder(kept, "p", value).encode(value), Decoding(tensor=str))
+    record: object = "x"
+    for _ in range(60):  # a record can be referred to, so this stays small
+        record = Record(class_name="a.B", args=(record, record))
+    decode(TreeEncoder(Kept(), "p", record).encode(record), Decoding(tensor=str))
+    pairs: tuple = ()
+    for _ in range(60):  # a tuple cannot: its hash would reach into all of it
+        pairs = (pairs, pairs)
     with override(entries=10_000), pytest.raises(OpenError, match="over-budget"):
-        TreeEncoder(Kept(), "p", [None] * 10_001).encode([None] * 10_001)
+        TreeEncoder(Kept(), "p", pairs).encode(pairs)
     text = "x" * 10_000
     with override(manifest_bytes=100_000), pytest.raises(OpenError, match="over-budget"):
         TreeEncoder(Kept(), "p", [text] * 100).encode([text] * 100)

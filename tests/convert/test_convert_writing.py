@@ -238,7 +238,9 @@ def test_names_that_would_lead_elsewhere_are_only_names(kind, tmp_path):
 
 def test_part_names_are_file_names(tmp_path):
     keys = ["../up", "con", "RNG", "rng", "a b", "1", "A_B", "manifest", "", "x" * 300, 5, ("t",)]
-    tree = {key: {"w": torch.full((2,), float(i)), "v": torch.ones(1)} for i, key in enumerate(keys)}
+    tree = {
+        key: {"w": torch.full((2,), float(i)), "v": torch.ones(1)} for i, key in enumerate(keys)
+    }
     torch.save(tree, tmp_path / "a.pt")
     holdtrue.convert(tmp_path / "a.pt", tmp_path / "c")
     ck = holdtrue.open(tmp_path / "c")

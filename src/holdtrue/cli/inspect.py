@@ -1,18 +1,24 @@
-"""holdtrue inspect: what a checkpoint holds, without loading it."""
+"""holdtrue inspect: what a checkpoint holds, without loading it, whatever wrote it."""
 
 from typing import Any
 
 import click
 import msgspec
+from rich.console import RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from holdtrue.checkpoint import Checkpoint, StoredTensor
+from holdtrue.checkpoint import Checkpoint, foreign_parts
 from holdtrue.checkpoint import open as open_checkpoint
-from holdtrue.cli.render import age, show_json, size, stdout
+from holdtrue.cli.facts import heading, origin, waste, would_run
+from holdtrue.cli.render import counted, show_json, size, stdout, styled_finding
 from holdtrue.cli.subtrees import Leaf, rows
+from holdtrue.formats.module_tree import is_module, state_dict
+from holdtrue.formats.view import LazyTensor
 from holdtrue.records.inert import Record
-from holdtrue.records.manifest import Part
+from holdtrue.stored import StoredTensor
+
+_MOST = 32  # rows of one part, unless all are asked for
 
 
 @click.command(name="inspect", short_help="What a checkpoint holds.")
@@ -20,70 +26,89 @@ from holdtrue.records.manifest import Part
 @click.option("--all", "everything", is_flag=True, help="Every tensor, however many there are.")
 @click.option("--json", is_flag=True, help="Everything as JSON.")
 def command(path: str, everything: bool, json: bool) -> None:
-    """What a checkpoint holds: its parts, tensors, values and origin. Nothing of it is run."""
+    """What a checkpoint of any format holds: parts, tensors, values, origin, and what it would have
+    run if it had been unpickled. Nothing of it is run, and torch is not needed."""
     checkpoint = open_checkpoint(path)
     if json:
         show_json(_as_json(checkpoint))
         return
     console = stdout()
-    console.print(_heading(checkpoint))
-    for line in _origin(checkpoint):
+    console.print(heading(checkpoint))
+    for line in origin(checkpoint):
         console.print(Text(line, style="dim"))
-    for name, part in checkpoint.manifest.parts.items():
+    most = 10**9 if everything else _MOST
+    leaves = _leaves(checkpoint)
+    for name, value in _parts(checkpoint).items():
         console.print()
-        console.print(_part(checkpoint, name, part, 10**9 if everything else 32))
+        console.print(_part(checkpoint, name, value, leaves.get(name, {}), most))
+    for block in (waste(checkpoint), would_run(checkpoint)):
+        if block is not None:
+            console.print()
+            console.print(block)
+    for finding in checkpoint.view.findings:
+        console.print()
+        console.print(styled_finding(finding))
 
 
-def _heading(checkpoint: Checkpoint) -> Text:
-    manifest = checkpoint.manifest
-    total = sum(f.nbytes for f in manifest.files.values())
-    facts = [f"holdtrue checkpoint, format {manifest.version}"]
-    if manifest.step is not None:
-        facts.append(f"step {manifest.step:,}")
-    facts += [f"{len(manifest.tensors):,} tensors", size(total)]
-    return Text.assemble((str(checkpoint.path), "bold"), " · " + " · ".join(facts))
+def _parts(checkpoint: Checkpoint) -> dict[str, Any]:
+    if checkpoint.manifest is not None:
+        return dict(checkpoint.view.tree)
+    return foreign_parts(checkpoint.view)
 
 
-def _origin(checkpoint: Checkpoint) -> list[str]:
-    made = checkpoint.manifest.environment
-    lines = [
-        f"saved {age(checkpoint.created)} ago ({checkpoint.created}) by holdtrue {made.holdtrue}, "
-        f"torch {made.torch}, Python {made.python}, {made.platform}"
-    ]
-    metrics = checkpoint.metrics
-    if metrics:
-        lines.append("metrics " + ", ".join(f"{k} {v}" for k, v in metrics.items()))
-    return lines
+def _leaves(checkpoint: Checkpoint) -> dict[str, dict[str, Leaf]]:
+    """part → name within it → tensor; a pickled model's under the names of its state dict."""
+    view = checkpoint.view
+    # A state dict, a model or a lone value is the whole file, and stands under one name.
+    parts = foreign_parts(view) if checkpoint.manifest is None else {}
+    single = any(value is view.tree for value in parts.values())
+    if single and is_module(view.tree):
+        names = state_dict(view.tree, view.path)
+        return {"model": {n: _leaf(StoredTensor(lazy, n)) for n, lazy in names.items()}}
+    found: dict[str, dict[str, Leaf]] = {}
+    for key, tensor in checkpoint.tensors.items():
+        part, _, name = key.partition("/")
+        if single:
+            part, name = checkpoint.parts[0], key
+        found.setdefault(part, {})[name or part] = _leaf(tensor)
+    return found
 
 
-def _part(checkpoint: Checkpoint, name: str, part: Part, most: int) -> Table | Text:
-    leaves = {
-        key.partition("/")[2]: _leaf(tensor)
-        for key, tensor in checkpoint.tensors.items()
-        if key.partition("/")[0] == name
-    }
-    title = Text.assemble((name, "bold"), "  ", (part.class_name or part.kind, "dim"))
+def _part(
+    checkpoint: Checkpoint, name: str, value: Any, leaves: dict[str, Leaf], most: int
+) -> RenderableType:
+    title = Text.assemble((name, "bold"), "  ", (_kind(checkpoint, name, value), "dim"))
     if not leaves:
-        return Text.assemble(title, "  ", _short(checkpoint.values[name]))
+        return Text.assemble(title, "  ", _short(value))
     table = Table(box=None, pad_edge=False, show_header=False, padding=(0, 2, 0, 0))
     total = sum(leaf.nbytes for leaf in leaves.values())
-    table.add_row(title, f"{len(leaves):,} tensors", size(total))
+    table.add_row(title, counted(len(leaves), "tensor"), size(total))
     for row in rows(leaves, most):
         table.add_row(Text("  " + row.name), row.what, size(row.nbytes))
     return table
+
+
+def _kind(checkpoint: Checkpoint, name: str, value: Any) -> str:
+    if checkpoint.manifest is not None:
+        part = checkpoint.manifest.parts[name]
+        return part.class_name or part.kind
+    return value.class_name if isinstance(value, Record) else type(value).__name__
 
 
 def _leaf(tensor: StoredTensor) -> Leaf:
     what = f"{tensor.dtype} {list(tensor.shape)}"
     extra: list[str] = [tensor.layout] if tensor.layout != "strided" else []
     extra += ["frozen"] if tensor.parameter and not tensor.requires_grad else []
+    extra += [f"on {tensor.device}"] if tensor.device != "cpu" else []
     return Leaf(" ".join([what, *extra]), tensor.nbytes)
 
 
 def _short(value: Any) -> str:
     """A value in one line; of an object, what it holds."""
     if isinstance(value, Record):
-        value = value.state
+        value = value.state if value.state is not None else value.args
+    if isinstance(value, LazyTensor):
+        return repr(value)
     if isinstance(value, dict):
         text = ", ".join(f"{k}={v!r}" for k, v in value.items() if not str(k).startswith("_"))
     else:
@@ -93,22 +118,25 @@ def _short(value: Any) -> str:
 
 def _as_json(checkpoint: Checkpoint) -> dict[str, Any]:
     manifest = checkpoint.manifest
+    kept = waste(checkpoint)
     return {
         "path": str(checkpoint.path),
-        "format": manifest.format,
-        "version": manifest.version,
-        "created": manifest.created,
-        "step": manifest.step,
-        "metrics": manifest.metrics,
-        "environment": msgspec.to_builtins(manifest.environment),
+        "format": checkpoint.format,
+        "version": manifest.version if manifest else checkpoint.about.get("format_version"),
+        "created": checkpoint.created or None,
+        "step": checkpoint.step,
+        "metrics": manifest.metrics if manifest else None,
+        "environment": msgspec.to_builtins(manifest.environment) if manifest else None,
+        "about": msgspec.to_builtins(checkpoint.about, enc_hook=str),
         "parts": {
-            name: {"kind": part.kind, "class": part.class_name}
-            for name, part in manifest.parts.items()
+            name: {"kind": _kind(checkpoint, name, value)}
+            for name, value in _parts(checkpoint).items()
         },
         "tensors": {
             name: {
                 "dtype": tensor.dtype,
                 "shape": tensor.shape,
+                "stride": tensor.stride,
                 "layout": tensor.layout,
                 "device": tensor.device,
                 "requires_grad": tensor.requires_grad,
@@ -116,5 +144,6 @@ def _as_json(checkpoint: Checkpoint) -> dict[str, Any]:
             }
             for name, tensor in checkpoint.tensors.items()
         },
-        "files": msgspec.to_builtins(manifest.files),
+        "larger_than_their_tensors": kept.plain.splitlines() if kept else [],
+        "findings": msgspec.to_builtins(checkpoint.view.findings),
     }

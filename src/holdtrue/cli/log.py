@@ -7,11 +7,13 @@ import click
 from rich.table import Table
 
 from holdtrue.checkpoint import manifest_metrics
+from holdtrue.checkpoint import open as open_checkpoint
 from holdtrue.cli.render import age, show_json, size, stdout
-from holdtrue.errors import HoldtrueError
+from holdtrue.errors import HoldtrueError, OpenError, fail
+from holdtrue.findings import Finding
 from holdtrue.formats.checkpoint_directory import read_manifest
 from holdtrue.records.manifest import Manifest
-from holdtrue.storage.locating import best_first, locate, steps
+from holdtrue.storage.locating import best_first, steps
 
 
 @click.command(name="log", short_help="The checkpoints of a run, with their metrics.")
@@ -21,7 +23,8 @@ def command(run: str, json: bool) -> None:
     """The checkpoints of a run, oldest first: step, age, metrics (best marked ★), size."""
     found = steps(Path(run))
     if not found:
-        locate(run)  # says what is there instead
+        open_checkpoint(run)  # says what is there instead
+        raise _not_a_run(run)
     manifests: dict[int, Manifest] = {}
     damaged: dict[int, str] = {}
     for step, path in found.items():
@@ -53,6 +56,21 @@ def command(run: str, json: bool) -> None:
             f"★ best {ranking.by}" if ranking and step == best else "",
         )
     stdout().print(table)
+
+
+def _not_a_run(run: str) -> OpenError:
+    return fail(
+        OpenError,
+        run,
+        Finding(
+            code="not-a-run",
+            severity="error",
+            where=run,
+            what="this is one checkpoint, not a run of several",
+            why="a run is a directory that holds step-… directories",
+            fix=f"holdtrue inspect {run}",
+        ),
+    )
 
 
 def _row(

@@ -47,6 +47,11 @@ def styled_finding(finding: Finding) -> Text:
     return text
 
 
+def counted(number: int, what: str) -> str:
+    """1 tensor, 2 tensors, 1,234 tensors"""
+    return f"{number:,} {what}{'' if number == 1 else 's'}"
+
+
 def size(nbytes: int) -> str:
     """12.3 MiB"""
     value, units = float(nbytes), ("B", "KiB", "MiB", "GiB", "TiB")

@@ -12,6 +12,7 @@ from msgspec import Struct
 
 from holdtrue.checkpoint import Checkpoint
 from holdtrue.checkpoint import open as open_checkpoint
+from holdtrue.records.manifest import Part
 from holdtrue.storage.commit import STAGING
 from holdtrue.storage.locating import steps
 
@@ -107,7 +108,7 @@ def compare(reference: Training, resumed: Training) -> Comparison:
     expected, got = _losses(reference.losses), _losses(resumed.losses)
     steps = sorted(expected.keys() | got.keys())
     a, b = open_checkpoint(reference.run), open_checkpoint(resumed.run)
-    one, other = a.manifest.parts, b.manifest.parts
+    one, other = _parts(a), _parts(b)
     parts = sorted(one.keys() | other.keys())
     names = sorted(a.tensors.keys() | b.tensors.keys())
     return Comparison(
@@ -120,6 +121,10 @@ def compare(reference: Training, resumed: Training) -> Comparison:
         differing_parts=tuple(p for p in parts if one.get(p) != other.get(p)),
         accuracy=b.metrics["accuracy"],
     )
+
+
+def _parts(checkpoint: Checkpoint) -> dict[str, Part]:
+    return checkpoint.manifest.parts if checkpoint.manifest else {}
 
 
 def _equal(a: Checkpoint, b: Checkpoint, name: str) -> bool:

@@ -1,1 +1,1 @@
-"""What to do with a checkpoint that somebody else wrote: find its models, carry it over."""
+"""Rules and comparisons, from data to findings; and carrying over what others wrote. No torch."""

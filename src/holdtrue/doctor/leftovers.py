@@ -37,7 +37,7 @@ def _around(node: Any, carried: StateDict, path: str, left: dict[str, Any]) -> I
         return
     for name, value in children(node):
         place = f"{path}/{name}" if path else name
-        if carried.path == place or carried.path.startswith(place + "/"):
+        if value is carried.node or carried.path.startswith(place + "/"):
             yield from _around(value, carried, place, left)
         else:
             yield _place(path, name, value)

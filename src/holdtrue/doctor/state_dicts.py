@@ -136,7 +136,7 @@ def _pickled(path: str, model: Record, where: str) -> StateDict:
 def _scripted(view: View) -> StateDict:
     names: dict[str, str] = view.about["state_dict"]
     return StateDict(
-        path="module",
+        path="",
         names={name: view.tensors[path] for name, path in names.items() if path in view.tensors},
         class_name=view.about["class"],
         node=view.tree["module"],

@@ -16,9 +16,10 @@ from holdtrue.formats.pickle_numpy import dtype_of as numpy_dtype_of
 from holdtrue.formats.pickle_source import over_budget
 from holdtrue.formats.view import LazyTensor
 from holdtrue.limits import limits
+from holdtrue.records.arrays import describe_dtype
 from holdtrue.records.dtypes import DTYPES
 from holdtrue.records.inert import InertKey, NamedReference, Record
-from holdtrue.records.leaf_nodes import LEAVES, b64, dtype_name, is_unicode
+from holdtrue.records.leaf_nodes import LEAVES, b64, is_unicode, scalar_node
 from holdtrue.records.values import FACTORIES, TAG, join
 
 _FACTORY_NAMES = {factory: name for name, factory in FACTORIES.items()}
@@ -47,6 +48,8 @@ class TreeEncoder:
         leaf = LEAVES.get(type(value))
         if leaf is not None:
             return leaf(value)
+        if type(value) is bytearray:
+            return {TAG: "bytearray", "v": b64(value)}
         if id(value) in self._open:
             return self._leave_out(path, "it contains itself")
         number = self._shared.get(id(value))
@@ -95,9 +98,9 @@ class TreeEncoder:
             parts = [self.encode(v, path, depth) for v in (value.start, value.stop, value.step)]
             return {TAG: type(value).__name__, "v": parts}
         if isinstance(value, np.generic) and not value.dtype.hasobject:
-            return {TAG: "scalar", "v": [dtype_name(value.dtype), b64(value.tobytes())]}
+            return scalar_node(value)
         if isinstance(value, np.dtype) and not value.hasobject:
-            return {TAG: "np.dtype", "v": dtype_name(value)}
+            return {TAG: "np.dtype", "v": describe_dtype(value)}
         return self._leave_out(path, f"a {type(value).__name__} has no place in a manifest")
 
     def _tensor(self, value: LazyTensor, path: str, depth: int, tensors: bool) -> Any:
@@ -230,7 +233,7 @@ def _known_record(record: Record) -> Any:
     args = record.args
     if record.class_name == "numpy.dtype":
         try:
-            return {TAG: "np.dtype", "v": dtype_name(numpy_dtype_of(record))}
+            return {TAG: "np.dtype", "v": describe_dtype(numpy_dtype_of(record))}
         except (ArgumentsError, TypeError):
             return None
     if record.state is not None or record.items is not None or record.kwargs or not args:
@@ -250,7 +253,7 @@ def _known_record(record: Record) -> Any:
 
 
 def _repeated(tree: Any) -> dict[int, int]:
-    """The ids of the containers and records that stand in several places, each with 0."""
+    """The ids of what stands in several places and can be referred to, each with 0."""
     seen: set[int] = set()
     again: dict[int, int] = {}
     pending = [tree]
@@ -259,7 +262,8 @@ def _repeated(tree: Any) -> dict[int, int]:
         if not isinstance(value, (dict, list, tuple, set, frozenset, deque, Record)):
             continue
         if id(value) in seen:
-            again[id(value)] = 0
+            if not isinstance(value, (tuple, frozenset)):
+                again[id(value)] = 0
             continue
         seen.add(id(value))
         if isinstance(value, Record):

@@ -12,6 +12,7 @@ from holdtrue.errors import DamageError, HoldtrueError, fail
 from holdtrue.findings import Finding
 from holdtrue.formats.checkpoint_directory import unreadable
 from holdtrue.formats.tensor_bytes import digest_mismatch
+from holdtrue.formats.verifying import check_storage
 from holdtrue.formats.view import Storage
 from holdtrue.limits import limits
 
@@ -26,12 +27,16 @@ class Fill(Struct, frozen=True, eq=False):
 
 
 def verify_storages(storages: Iterable[Storage], progress: Progress | None = None) -> list[Finding]:
-    """Read and compare every byte of the storages with a digest. One finding a damaged one."""
-    unique = {(s.file, s.offset, s.nbytes): s for s in storages if s.digest}
-    batches = list(_batches(sorted(unique.values(), key=lambda s: (s.file, s.offset))))
+    """Read and compare every byte of the storages that have a digest or CRC; one finding for each
+    damaged one. Of storages without a proof only the presence of their bytes is checked."""
+    unique = {(s.file, s.offset, s.nbytes): s for s in storages}
+    digested = [s for s in unique.values() if s.digest and s.codec == "raw"]
+    batches = list(_batches(sorted(digested, key=lambda s: (s.file, s.offset))))
+    others = [s for s in unique.values() if not s.digest or s.codec != "raw"]
     with ThreadPoolExecutor(limits().threads, "holdtrue-verify") as pool:
         found = pool.map(lambda batch: _verify_batch(batch, progress), batches)
-        return [finding for findings in found for finding in findings]
+        more = pool.map(lambda storage: check_storage(storage, progress), others)
+        return [f for findings in found for f in findings] + [f for f in more if f is not None]
 
 
 def fill(fills: Iterable[Fill]) -> None:

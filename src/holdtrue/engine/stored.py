@@ -8,11 +8,13 @@ from msgspec import Struct
 from holdtrue.engine.write import in_threads
 from holdtrue.errors import DamageError
 from holdtrue.findings import report
-from holdtrue.formats.tensor_bytes import element_bytes, is_contiguous, read_tensor, tensor_chunks
+from holdtrue.formats.pieces import is_contiguous
+from holdtrue.formats.tensor_bytes import element_bytes, read_tensor, tensor_chunks
 from holdtrue.formats.verifying import check_storage, proven_chunks
 from holdtrue.formats.view import LazyTensor, Storage
 from holdtrue.limits import MIB, limits
-from holdtrue.records.dtypes import DTYPES
+from holdtrue.records.dtypes import DTYPES, PACKED
+from holdtrue.records.dtypes import packed_bytes as packed_size
 
 # Up to here a tensor in another order than C is read at once: block by block, each element of a
 # row is looked up by itself, which is slow, and beyond this the memory matters more.
@@ -55,8 +57,7 @@ def stored_source(tensor: LazyTensor) -> StoredSource:
 
 def packed_bytes(tensor: LazyTensor) -> int | None:
     """Bytes of a tensor with several elements in each byte; None for all others."""
-    per_byte = {"quint4x2": 2, "quint2x4": 4}.get(tensor.dtype)
-    return None if per_byte is None else -(-prod(tensor.shape) // per_byte)
+    return packed_size(tensor.dtype, tensor.shape) if tensor.dtype in PACKED else None
 
 
 def whole_storage(tensor: LazyTensor) -> Storage | None:

@@ -2,6 +2,7 @@
 
 import errno
 import os
+import stat
 from pathlib import Path
 from typing import Any
 
@@ -13,15 +14,10 @@ from holdtrue.findings import Finding, report
 from holdtrue.formats.safetensors import Header, parse_header
 from holdtrue.formats.view import LazyTensor, Piece, Storage, View
 from holdtrue.limits import limits
-from holdtrue.records.dtypes import DTYPES, contiguous_stride, product
-from holdtrue.records.manifest import (
-    NAME,
-    Chunk,
-    Manifest,
-    Part,
-    TensorRecord,
-    decode_manifest,
-)
+from holdtrue.records.arrays import dtype_of
+from holdtrue.records.consistency import find_problem
+from holdtrue.records.dtypes import DTYPES, PACKED, contiguous_stride, packed_bytes, product
+from holdtrue.records.manifest import NAME, Chunk, Manifest, Part, TensorRecord, decode_manifest
 from holdtrue.records.values import Decoding, NodeError, decode
 
 
@@ -29,12 +25,19 @@ def read_manifest(directory: Path) -> Manifest:
     """The checked manifest of a checkpoint directory. Raises OpenError or DamageError."""
     path = directory / NAME
     try:
-        if path.stat().st_size > limits().manifest_bytes:
-            raise _damaged(str(path), f"it has {path.stat().st_size:,} bytes")
+        found = path.stat()
+        if not stat.S_ISREG(found.st_mode):  # reading a pipe would wait for ever
+            raise fail(DamageError, str(path), _not_a_file(path))
+        if found.st_size > limits().manifest_bytes:
+            raise _damaged(str(path), f"it has {found.st_size:,} bytes")
         raw = path.read_bytes()
     except OSError as error:
         raise unreadable(path, error) from None
-    return decode_manifest(raw, str(path))
+    manifest = decode_manifest(raw, str(path))
+    problem = find_problem(manifest)
+    if problem:
+        raise _damaged(str(path), problem)
+    return manifest
 
 
 def read(path: str) -> View:
@@ -60,22 +63,27 @@ def to_view(directory: Path, manifest: Manifest) -> View:
         "step": manifest.step,
         "environment": msgspec.to_builtins(manifest.environment),
     }
-    tree = {name: _part_tree(name, part, tensors) for name, part in manifest.parts.items()}
+    tree = {name: _tree(name, part, tensors) for name, part in manifest.parts.items()}
     return View(path=str(directory), format="holdtrue", about=about, tree=tree, tensors=tensors)
 
 
-def _part_tree(name: str, part: Part, tensors: dict[str, LazyTensor]) -> Any:
-    """A part's state. The names of a module are no value nodes: one may be called "$"."""
-    if part.kind != "module" or not isinstance(part.state, dict):
-        return _tree(name, part.state, tensors)
-    plain = {k: part.state[k] for k in ("entries", "training") if k in part.state}
-    nodes = {k: v for k, v in part.state.items() if k not in plain}
-    return plain | {k: _tree(f"{name}/{k}", v, tensors) for k, v in nodes.items()}
+def _tree(name: str, part: Part, tensors: dict[str, LazyTensor]) -> Any:
+    if part.kind not in ("module", "optimizer") or not isinstance(part.state, dict):
+        return _value(name, part.state, tensors)
+    # Names are keys here, and no value nodes: a parameter may be called "$".
+    tree: dict[str, Any] = {}
+    for key, node in part.state.items():
+        if key in ("extra", "custom", "getstate", "state") and isinstance(node, dict):
+            tree[key] = {n: _value(f"{name}/{n}", inner, tensors) for n, inner in node.items()}
+        else:
+            names = key in ("entries", "training")
+            tree[key] = node if names else _value(name, node, tensors)
+    return tree
 
 
-def _tree(name: str, node: Any, tensors: dict[str, LazyTensor]) -> Any:
+def _value(name: str, node: Any, tensors: dict[str, LazyTensor]) -> Any:
     try:
-        return decode(node, Decoding(tensor=tensors.__getitem__), path=name)
+        return decode(node, Decoding(tensor=tensors.__getitem__, inert=True), path=name)
     except NodeError as error:
         raise _damaged(name, str(error)) from None
 
@@ -167,20 +175,17 @@ def _stored_bytes(record: TensorRecord, shape: tuple[int, ...]) -> int:
     count = product(shape)
     if record.numpy is not None and DTYPES[record.dtype].numpy != record.numpy:
         return count * numpy_itemsize(record.numpy)
-    if record.dtype in ("quint4x2", "quint2x4"):
-        per_byte = 2 if record.dtype == "quint4x2" else 4
-        return -(-count // per_byte)
+    if record.dtype in PACKED:
+        return packed_bytes(record.dtype, shape)
     return count * DTYPES[record.dtype].itemsize
 
 
 def numpy_itemsize(name: str) -> int:
     """Bytes of one element of a NumPy dtype string such as "<M8[s]"."""
-    import numpy as np
-
     try:
-        return np.dtype(name).itemsize
-    except TypeError:
-        raise _damaged(name, "it is no NumPy dtype") from None
+        return dtype_of(name).itemsize
+    except ValueError as error:
+        raise _damaged(name[:40], str(error)) from None
 
 
 def unreadable(path: Path, error: OSError) -> HoldtrueError:

@@ -73,6 +73,7 @@ def unknown(path: str, sniff: Callable[[str], str | None]) -> OpenError:
     if not names:
         return refuse(
             path, "directory-unknown", "the directory is empty",
+            "nothing was written here, or it was moved away",
             fix="check the path; an unfinished save or download leaves an empty directory",
         )  # fmt: skip
     inside = [(n, sniff(str(Path(path) / n))) for n in names[:_SNIFFED]]

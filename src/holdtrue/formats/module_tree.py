@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from msgspec import Struct, field
+from msgspec.structs import replace
 
 from holdtrue.errors import OpenError
 from holdtrue.formats.pickle_source import over_budget
@@ -24,6 +25,12 @@ _MACHINERY = frozenset({
     "_state_dict_hooks", "_state_dict_pre_hooks", "_load_state_dict_pre_hooks",
     "_load_state_dict_post_hooks", "_backend", "training", "_compiled_call_impl",
 })  # fmt: skip
+
+
+_TRACED = (
+    "torch.fx.graph_module.reduce_graph_module",
+    "torch.fx.graph_module.reduce_deploy_graph_module",
+)
 
 
 class ModuleNode(Struct, frozen=True, kw_only=True):
@@ -44,6 +51,8 @@ def module_state(value: Any) -> dict[Any, Any] | None:
     if not isinstance(value, Record):
         return None
     state = value.state
+    if value.class_name in _TRACED and value.args:
+        state = value.args[0]  # torch.fx makes a traced module again from its attributes
     if isinstance(state, tuple) and len(state) == 2:  # a class with __slots__
         state = state[0]
     if not isinstance(state, dict):
@@ -71,21 +80,26 @@ def find_modules(tree: Any, where: str) -> dict[str, Record]:
     return found
 
 
-def state_dict(model: Record, where: str = "a pickled model") -> dict[str, LazyTensor]:
+def state_dict(
+    model: Record, where: str = "a pickled model", *, hidden: bool = False
+) -> dict[str, LazyTensor]:
     """What `model.state_dict()` gave when the model was saved, in torch's order.
 
     Tied parameters are one LazyTensor, or share their storage, under each of their names. Hooks
-    and `get_extra_state` of the lost class are code, and cannot take part.
+    and `get_extra_state` of the lost class are code, and cannot take part. With `hidden` the
+    buffers that stay out of a state dict are given too, marked as not persistent.
     """
     found: dict[str, LazyTensor] = {}
     for path, _, state in _modules(model, where):
         prefix = f"{path}." if path else ""
-        hidden = _hidden(state)
+        unsaved = _hidden(state)
         for name, tensor in _tensors(state.get("_parameters")):
             found[prefix + name] = tensor
         for name, tensor in _tensors(state.get("_buffers")):
-            if name not in hidden:
+            if name not in unsaved:
                 found[prefix + name] = tensor
+            elif hidden:
+                found[prefix + name] = replace(tensor, persistent=False)
     return found
 
 

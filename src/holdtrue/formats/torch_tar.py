@@ -12,6 +12,7 @@ from msgspec import Struct
 from holdtrue.errors import DamageError, fail
 from holdtrue.findings import Finding
 from holdtrue.formats.checkpoint_about import describe_tree
+from holdtrue.formats.finding_groups import group
 from holdtrue.formats.pickle_machine import walk
 from holdtrue.formats.pickle_source import PickleSource, from_file
 from holdtrue.formats.pickle_tensors import row
@@ -56,7 +57,7 @@ def read(path: str) -> View:
     source = _source(path, members, "pickle")
     walked = walk(source, persistent=persistent, where=f"{path}: pickle")
     about: dict[str, Any] = {
-        "writer": "torch before 0.1.10",
+        "producer": "torch before 0.1.10",
         "byteorder": "little",
         "protocol": walked.protocol,
         "would_run": list(walked.would_run),
@@ -70,7 +71,7 @@ def read(path: str) -> View:
         about=about | describe_tree(walked.value),
         tree=walked.value,
         tensors=tensors_by_path(walked.value, path),
-        findings=walked.findings,
+        findings=group(walked.findings),
     )
 
 

@@ -1,4 +1,4 @@
-"""Plain values of Python and NumPy to their nodes; the counterpart of the leaves in `values`."""
+"""Plain values of Python and NumPy to value nodes. The counterpart of `leaves`."""
 
 import base64
 import math
@@ -15,6 +15,7 @@ from zoneinfo import ZoneInfo
 
 import numpy as np
 
+from holdtrue.records.arrays import describe_dtype
 from holdtrue.records.values import TAG
 
 _EXACT_INT = 1 << 53  # above it, JSON readers of other languages lose digits
@@ -59,9 +60,13 @@ def _zone(value: ZoneInfo) -> Any:
     return {TAG: "zoneinfo", "v": value.key}
 
 
-def dtype_name(dtype: "np.dtype[Any]") -> Any:
-    """A dtype as its string, or the list of its fields."""
-    return dtype.str if dtype.names is None else [list(field) for field in dtype.descr]
+def scalar_node(value: "np.generic[Any]") -> Any:
+    """A NumPy scalar. Texts have their own kinds: their dtype would cut trailing zeros."""
+    if type(value) is np.str_:
+        return {TAG: "np.str", "v": value.encode("utf-8", "surrogatepass").hex()}
+    if type(value) is np.bytes_:
+        return {TAG: "np.bytes", "v": b64(value)}
+    return {TAG: "scalar", "v": [describe_dtype(value.dtype), b64(value.tobytes())]}
 
 
 def tagged(kind: str, payload: Callable[[Any], Any]) -> Callable[[Any], Any]:
@@ -74,7 +79,8 @@ def b64(value: bytes) -> str:
     return base64.b64encode(value).decode()
 
 
-def _random(value: random.Random) -> Any:
+def random_node(value: random.Random) -> dict[str, Any]:
+    """The state of a generator of Python's."""
     version, words, gauss = value.getstate()
     packed = struct.pack(f"<{len(words)}I", *words)
     return {TAG: "random", "v": [version, b64(packed), gauss]}
@@ -87,7 +93,6 @@ LEAVES: dict[type, Callable[[Any], Any]] = {
     float: _float,
     complex: _complex,
     bytes: tagged("bytes", b64),
-    bytearray: tagged("bytearray", b64),
     ZoneInfo: _zone,
     date: tagged("date", date.isoformat),
     timedelta: tagged("timedelta", lambda v: [v.days, v.seconds, v.microseconds]),
@@ -96,6 +101,5 @@ LEAVES: dict[type, Callable[[Any], Any]] = {
     Fraction: tagged("fraction", lambda v: [hex(v.numerator), hex(v.denominator)]),
     UUID: tagged("uuid", lambda v: v.hex),
     type(...): tagged("ellipsis", lambda _: None),
-    random.Random: _random,
-    **{p: tagged("path", lambda v: [type(v).__name__, str(v)]) for p in _PATHS},
+    **{p: tagged("path", lambda v: [type(v).__name__, _str(str(v))]) for p in _PATHS},
 }

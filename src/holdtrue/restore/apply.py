@@ -1,5 +1,6 @@
 """Carries a plan out: verify every byte, run the actions, fill the tensors. All or nothing."""
 
+import contextlib
 from collections.abc import Callable, Iterator
 
 import torch
@@ -8,7 +9,8 @@ from holdtrue.capture.raw import dtype_named, raw_view
 from holdtrue.engine.read import Fill, fill, verify_storages
 from holdtrue.errors import DamageError, RestoreError, fail
 from holdtrue.findings import Finding, Report, report
-from holdtrue.formats.tensor_bytes import read_tensor
+from holdtrue.formats.tensor_bytes import element_bytes, read_tensor
+from holdtrue.formats.verifying import missing_bytes
 from holdtrue.formats.view import Storage
 from holdtrue.restore.fresh import place_bytes
 from holdtrue.restore.plan import Action, Copy, Plan
@@ -19,7 +21,7 @@ def apply(plan: Plan, subject: str) -> Report:
     found = report(subject, plan.findings)
     if not found.ok:
         raise RestoreError(found)
-    damaged = verify_storages(_storages(plan))
+    damaged = _out_of_bounds(plan) or verify_storages(_storages(plan))
     if damaged:
         raise DamageError(report(subject, damaged))
     _run(plan.actions, subject)
@@ -40,6 +42,17 @@ def _storages(plan: Plan) -> Iterator[Storage]:
             yield piece.storage
 
 
+def _out_of_bounds(plan: Plan) -> list[Finding]:
+    """Tensors that reach past their storage, which files of other formats can describe."""
+    found: list[Finding] = []
+    for item in plan.copies:
+        for piece in item.lazy.pieces:
+            missing = missing_bytes(piece, element_bytes(item.lazy))
+            if missing:
+                found.append(_past_storage(piece.storage, missing))
+    return found
+
+
 def _run(actions: list[Action], subject: str) -> None:
     undos: list[Callable[[], None]] = []
     for action in actions:
@@ -47,7 +60,8 @@ def _run(actions: list[Action], subject: str) -> None:
             undos.append(action.do())
         except BaseException as error:
             for undo in reversed(undos):
-                undo()
+                with contextlib.suppress(Exception):  # one that fails must not stop the others
+                    undo()
             if not isinstance(error, Exception):
                 raise
             raise fail(RestoreError, subject, _refused(action, error)) from error
@@ -80,6 +94,17 @@ def _place(item: Copy, data: memoryview) -> None:
     place_bytes(source, data)
     with torch.no_grad():
         item.into.detach().copy_(source)
+
+
+def _past_storage(storage: Storage, missing: int) -> Finding:
+    return Finding(
+        code="tensor-past-storage",
+        severity="error",
+        where=f"{storage.file}: {storage.key}",
+        what="a tensor reaches past its storage",
+        why=f"it needs {missing:,} bytes more than there are",
+        fix="fetch or save the file again; `holdtrue salvage` keeps the tensors that are whole",
+    )
 
 
 def _refused(action: Action, error: Exception) -> Finding:

@@ -1,6 +1,5 @@
 """From what a person types to the directory of one checkpoint."""
 
-import difflib
 import math
 import os
 import re
@@ -11,9 +10,10 @@ from typing import Any, SupportsFloat
 from holdtrue.errors import HoldtrueError, OpenError, fail
 from holdtrue.findings import Finding
 from holdtrue.formats.checkpoint_directory import read_manifest
+from holdtrue.formats.source import inspect_path
 from holdtrue.records.manifest import NAME, Manifest, Ranking
 from holdtrue.records.values import Decoding, NodeError, decode
-from holdtrue.storage.commit import STAGING, put_aside
+from holdtrue.storage.commit import STAGING, may_list, put_aside
 
 _STEP = re.compile(r"step-(\d{9,})\Z")
 Ranked = tuple[int, Manifest]
@@ -33,25 +33,35 @@ def steps(run: Path) -> dict[int, Path]:
 
 
 def locate(path: str | os.PathLike[str]) -> Path:
-    """The directory that `path` means. Raises OpenError where there is none."""
+    """Which path is meant: of a run one of its checkpoints, else the path itself.
+
+    Raises OpenError for what only holdtrue leaves behind; all else is for the formats to tell.
+    """
     place = Path(path)
     base, at, which = str(place).rpartition("@")
-    if at and not place.exists():
+    if at and not os.path.lexists(place):
         return _within_run(Path(base), which)
-    if not os.path.lexists(place):
-        raise _missing(place)
-    try:
-        if not place.is_dir():
-            raise _no_checkpoint(place, "it is a file; holdtrue's own checkpoints are directories")
-        if (place / NAME).exists():
-            return place
+    if not os.path.lexists(place) and put_aside(place):
+        raise _interrupted(place)
+    if may_list(place) and place.is_dir() and not is_ours(place):
         found = steps(place)
         if found:
             return found[max(found)]
         names = sorted(os.listdir(place))
-    except PermissionError as error:
-        raise _denied(place, error) from None
-    raise _no_manifest(place, names)
+        if names == [STAGING] or place.parent.name == STAGING:
+            raise _half_written(place)
+        if any(n.endswith(".safetensors") for n in names) and _looks_ours(names):
+            raise _no_manifest(place, names)
+    return place
+
+
+def is_ours(place: Path) -> bool:
+    """True for a directory with a manifest, or with something else where a manifest belongs."""
+    return os.path.lexists(place / NAME)
+
+
+def _looks_ours(names: list[str]) -> bool:
+    return "optimizer.safetensors" in names or any("-nonpersistent" in n for n in names)
 
 
 def metric(manifest: Manifest, name: str) -> float | None:
@@ -77,7 +87,8 @@ def best_first(manifests: Iterable[Ranked], ranking: Ranking) -> list[int]:
 def _within_run(run: Path, which: str) -> Path:
     found = steps(run)
     if not found:
-        raise _missing(run) if not run.exists() else _no_manifest(run, sorted(os.listdir(run)))
+        inspect_path(str(run))  # raises where there is nothing
+        raise _empty_run(run, which)
     if which == "latest":
         return found[max(found)]
     if which.isdecimal() and int(which) in found:
@@ -94,6 +105,21 @@ def _within_run(run: Path, which: str) -> Path:
             what=f"the run has no checkpoint {which!r}",
             why="it has steps " + ", ".join(map(str, found)),
             fix=f"holdtrue log {run}; then {run}@latest, {run}@best or {run}@STEP",
+        ),
+    )
+
+
+def _empty_run(run: Path, which: str) -> OpenError:
+    return fail(
+        OpenError,
+        f"{run}@{which}",
+        Finding(
+            code="step-missing",
+            severity="error",
+            where=f"{run}@{which}",
+            what="there are no checkpoints in this directory",
+            why="names with @ mean one checkpoint of a run, and it has no step-… directory",
+            fix="check the path, or leave out the @",
         ),
     )
 
@@ -123,16 +149,7 @@ def _best(run: Path, found: dict[int, Path]) -> int:
     )
 
 
-def _missing(place: Path) -> OpenError:
-    aside = put_aside(place)
-    siblings = os.listdir(place.parent) if place.parent.is_dir() else []
-    near = difflib.get_close_matches(place.name, siblings, 1)
-    if aside:
-        why = "replacing it was interrupted; the old one is whole under another name"
-        fix = f"mv {aside[-1]} {place}"
-    else:
-        why = f"{place.parent} has no such name" if siblings else f"there is no {place.parent}"
-        fix = f"did you mean {place.parent / near[0]}?" if near else "check the path"
+def _interrupted(place: Path) -> OpenError:
     return fail(
         OpenError,
         str(place),
@@ -141,62 +158,38 @@ def _missing(place: Path) -> OpenError:
             severity="error",
             where=str(place),
             what="there is nothing here",
-            why=why,
-            fix=fix,
+            why="replacing it was interrupted; the old one is whole under another name",
+            fix=f"mv {put_aside(place)[-1]} {place}",
         ),
     )
 
 
-def _no_checkpoint(place: Path, why: str, fix: str = "give the directory instead") -> OpenError:
+def _half_written(place: Path) -> OpenError:
     return fail(
         OpenError,
         str(place),
         Finding(
-            code="not-a-checkpoint",
+            code="half-written",
             severity="error",
             where=str(place),
-            what="this is not a holdtrue checkpoint",
-            why=why,
-            fix=fix,
+            what="a save began here and never ended",
+            why="the process was killed, or the disk was full; a manifest is written last",
+            fix="use an older checkpoint; the next save of the run clears this away",
         ),
     )
 
 
 def _no_manifest(place: Path, names: list[str]) -> OpenError:
-    if names == [STAGING] or place.parent.name == STAGING:
-        return fail(
-            OpenError,
-            str(place),
-            Finding(
-                code="half-written",
-                severity="error",
-                where=str(place),
-                what="a save began here and never ended",
-                why="the process was killed, or the disk was full; a manifest is written last",
-                fix="use an older checkpoint; the next save of the run clears this away",
-            ),
-        )
-    if any(n.endswith(".safetensors") for n in names):
-        return _no_checkpoint(
-            place,
-            f"it has {', '.join(names[:5])}, but no {NAME}: it was deleted, or not copied along",
-            "copy the whole directory again; the .safetensors files can be read on their own",
-        )
-    listing = ", ".join(names[:5]) if names else "nothing"
-    return _no_checkpoint(place, f"it holds {listing}, and no {NAME}", "check the path")
-
-
-def _denied(place: Path, error: OSError) -> OpenError:
     return fail(
         OpenError,
         str(place),
         Finding(
-            code="permission-denied",
+            code="manifest-missing",
             severity="error",
             where=str(place),
-            what="it may not be read",
-            why=f"the system says: {error.strerror}",
-            fix=f"chmod -R u+rX {place}",
+            what=f"a checkpoint without its {NAME}",
+            why=f"it has {', '.join(names[:5])}; the manifest was deleted, or not copied along",
+            fix="copy the whole directory again; each .safetensors file can be opened on its own",
         ),
     )
 
