@@ -49,7 +49,7 @@ class TreeEncoder:
         if leaf is not None:
             return leaf(value)
         if type(value) is bytearray:
-            return {TAG: "bytearray", "v": b64(value)}
+            return {TAG: "bytearray", "v": b64(bytes(value))}
         if id(value) in self._open:
             return self._leave_out(path, "it contains itself")
         number = self._shared.get(id(value))
