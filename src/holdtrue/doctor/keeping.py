@@ -12,6 +12,7 @@ from holdtrue.records.manifest import TensorRecord
 from holdtrue.records.overlaps import Span, mark_overlaps
 from holdtrue.records.strides import dense_stride
 
+_QUANTIZED = frozenset({"quint8", "qint8", "qint32", "quint4x2", "quint2x4"})
 _LAYOUTS = frozenset({
     "strided", "sparse_coo", "sparse_csr", "sparse_csc", "sparse_bsr", "sparse_bsc", "quantized",
     "subclass", "uninitialized",
@@ -30,20 +31,26 @@ class Kept(Struct, frozen=True, eq=False):
     held: list[Any] = field(default_factory=list)  # keeps what was seen alive, for its id
 
 
-def keep_tensor(kept: Kept, part: str, name: str, tensor: LazyTensor) -> str | None:
+def keep_tensor(
+    kept: Kept, part: str, name: str, tensor: LazyTensor, *, own: bool = False
+) -> str | None:
     """The key of a tensor's record; the same memory seen before gives the same key.
+
+    A module's entries have to be its `own`: then only the memory of its part counts as seen.
 
     One that the format cannot hold is entered as left out, and gives None.
     """
     memory = memory_of(tensor)
-    if memory in kept.known:
-        return kept.known[memory]
+    seen = kept.known.get((part, memory) if own else memory)
+    if seen is not None:
+        return seen
     why = unkept(tensor)
     if why is not None:
         kept.left_out.setdefault(f"{part}/{name}", why)
         return None
     key = _free_key(kept, part, name)
-    kept.known[memory] = key
+    kept.known.setdefault(memory, key)
+    kept.known[part, memory] = key
     kept.held.append(tensor)
     kept.records[key] = TensorRecord(dtype="uint8", shape=())  # takes the key before components do
     components = {
@@ -88,6 +95,8 @@ def unkept(tensor: LazyTensor) -> str | None:
         return f"a {tensor.layout} tensor has no place in the format"
     if tensor.numpy is None and tensor.dtype not in DTYPES:
         return f"its dtype {tensor.dtype[:40]} is not known"
+    if (tensor.dtype in _QUANTIZED) != (tensor.layout == "quantized"):
+        return f"a {tensor.layout} tensor of {tensor.dtype} is neither numbers nor quantised"
     inner = (unkept(part) for part in _components(tensor).values())
     return next((why for why in inner if why is not None), None)
 

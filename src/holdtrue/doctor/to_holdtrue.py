@@ -117,7 +117,7 @@ def _module(kept: Kept, part: str, state: StateDict) -> Part:
         if not is_unicode(name):
             kept.left_out.setdefault(f"{part}/{name_of(name)}", "its name is no text")
             continue
-        key = keep_tensor(kept, part, name, tensor)
+        key = keep_tensor(kept, part, name, tensor, own=True)
         if key is not None:
             entries[name] = key
             encoder.keep_attributes(key, tensor, name)
