@@ -9,6 +9,7 @@ import holdtrue
 def test_public_names():
     assert holdtrue.__all__ == [
         "Checkpoint",
+        "Converted",
         "DamageError",
         "Difference",
         "Finding",
@@ -20,8 +21,10 @@ def test_public_names():
         "Run",
         "SaveError",
         "Saved",
+        "convert",
         "diff",
         "open",
+        "salvage",
         "save",
         "verify",
     ]
