@@ -9,7 +9,9 @@ import holdtrue
 def test_public_names():
     assert holdtrue.__all__ == [
         "Checkpoint",
+        "Converted",
         "DamageError",
+        "Difference",
         "Finding",
         "HoldtrueError",
         "Keep",
@@ -19,7 +21,10 @@ def test_public_names():
         "Run",
         "SaveError",
         "Saved",
+        "convert",
+        "diff",
         "open",
+        "salvage",
         "save",
         "verify",
     ]

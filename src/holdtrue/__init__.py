@@ -4,6 +4,9 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from holdtrue.checkpoint import Checkpoint, open, verify
+    from holdtrue.doctor.convert import Converted, convert
+    from holdtrue.doctor.diff import Difference, diff
+    from holdtrue.doctor.salvage import salvage
     from holdtrue.errors import DamageError, HoldtrueError, OpenError, RestoreError, SaveError
     from holdtrue.findings import Finding, Report
     from holdtrue.runs.keep import Keep
@@ -12,7 +15,9 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Checkpoint",
+    "Converted",
     "DamageError",
+    "Difference",
     "Finding",
     "HoldtrueError",
     "Keep",
@@ -22,7 +27,10 @@ __all__ = [
     "Run",
     "SaveError",
     "Saved",
+    "convert",
+    "diff",
     "open",
+    "salvage",
     "save",
     "verify",
 ]
@@ -31,6 +39,11 @@ _HOMES = {
     "Checkpoint": "checkpoint",
     "open": "checkpoint",
     "verify": "checkpoint",
+    "Converted": "doctor.convert",
+    "convert": "doctor.convert",
+    "salvage": "doctor.salvage",
+    "Difference": "doctor.diff",
+    "diff": "doctor.diff",
     "DamageError": "errors",
     "HoldtrueError": "errors",
     "OpenError": "errors",

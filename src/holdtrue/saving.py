@@ -1,10 +1,8 @@
 """Saving one checkpoint: capture, refuse or lay out, write, publish."""
 
-import errno
 import os
 import platform
 import re
-import shutil
 import sys
 import time
 from collections.abc import Mapping
@@ -23,7 +21,7 @@ from holdtrue.capture.tensors import tensor_set
 from holdtrue.capture.values import ValueEncoder
 from holdtrue.engine.layout import PlannedFile, lay_out
 from holdtrue.engine.write import write_files
-from holdtrue.errors import SaveError, fail
+from holdtrue.errors import SaveError
 from holdtrue.findings import Finding, report
 from holdtrue.records.manifest import (
     NAME,
@@ -35,6 +33,7 @@ from holdtrue.records.manifest import (
     encode_manifest,
 )
 from holdtrue.storage.commit import publish, sync_directory, write_synced
+from holdtrue.storage.failures import already_exists, not_written
 
 _PART_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,99}\Z")
 # Names that a file system or the format has taken.
@@ -101,7 +100,7 @@ def write_checkpoint(
             raw = encode_manifest(replace(manifest, tensors=_placed(captured, files, digests)))
             write_synced(staged / NAME, raw)
     except OSError as error:
-        raise _not_written(target, error, sum(f.nbytes for f in files)) from error
+        raise not_written(target, error, sum(f.nbytes for f in files)) from error
     return Saved(
         path=target,
         nbytes=sum(f.nbytes for f in files) + len(raw),
@@ -115,7 +114,7 @@ def _prepare(
 ) -> tuple[Captured, list[PlannedFile], Any]:
     findings = _check_names(parts)
     if not overwrite and os.path.lexists(target):
-        findings.append(_exists(target))
+        findings.append(already_exists(target))
     if overwrite and os.path.lexists(target) and not _may_be_replaced(target):
         findings.append(_foreign(target))
     if findings:
@@ -208,17 +207,6 @@ def _metric_findings(
     ]
 
 
-def _exists(target: Path) -> Finding:
-    return Finding(
-        code="already-exists",
-        severity="error",
-        where=str(target),
-        what="there is something under this name already",
-        why="a checkpoint never changes once it exists, so that a reader can rely on it",
-        fix="choose another path, or replace it: save(..., overwrite=True)",
-    )
-
-
 def _may_be_replaced(target: Path) -> bool:
     if target.is_symlink() or not target.is_dir():
         return False
@@ -237,44 +225,3 @@ def _foreign(target: Path) -> Finding:
         why="overwrite=True replaces checkpoints; anything else may be someone's work",
         fix="choose another path, or remove it yourself",
     )
-
-
-def _not_written(target: Path, error: OSError, needed: int) -> SaveError:
-    if error.errno in (errno.ENOSPC, errno.EDQUOT):
-        code, what = "disk-full", "the disk is full"
-        fix = "free some space, then save again; the training state in memory is untouched"
-    elif error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
-        code, what = "permission-denied", "the directory may not be written to"
-        fix = f"chmod u+rwx {target.absolute().parent}, or save somewhere else"
-    elif isinstance(error, FileExistsError):
-        return fail(SaveError, str(target), _exists(target))
-    elif error.errno == errno.ENOTDIR:
-        code, what = "not-a-directory", "a file stands where a directory is needed"
-        fix = "choose another path"
-    else:
-        code, what = "write-failed", "the disk would not take it"
-        fix = "check the disk, then save again; the training state in memory is untouched"
-    free = _free_bytes(target)
-    return fail(
-        SaveError,
-        str(target),
-        Finding(
-            code=code,
-            severity="error",
-            where=error.filename or str(target),
-            what=f"not saved: {what}",
-            why=f"the system says: {error.strerror or error}; needed {needed:,} bytes"
-            + (f", free {free:,}" if free is not None else "")
-            + ". What was saved before is unchanged",
-            fix=fix,
-        ),
-    )
-
-
-def _free_bytes(target: Path) -> int | None:
-    for place in (target, *target.absolute().parents):
-        try:
-            return shutil.disk_usage(place).free
-        except OSError:
-            continue
-    return None

@@ -40,7 +40,7 @@ def command(path: str, json: bool) -> None:
 
 
 def _show(report: Report) -> None:
-    if report.findings:
+    if report.findings or report.not_checked:
         show_report(report, json=False)
     else:
         stdout().print(f"{report.subject}: every byte is as it was written")
