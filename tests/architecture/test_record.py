@@ -240,6 +240,19 @@ def test_code_without_source_is_compared_by_bytecode(tmp_path):
     assert "code-changed" in {f.code for f in findings_of(tmp_path / "c", made("x + 2"))}
 
 
+def test_bytecode_of_another_python_is_said_not_to_be_comparable():
+    def record(tree):
+        return Architecture(
+            modules={"": 0},
+            kinds=(Kind(class_name="a.B"),),
+            classes={"a.B": ClassRecord(forward=("a.B.forward",))},
+            functions={"a.B.forward": FunctionRecord(tree=tree)},
+        )
+
+    (finding,) = compare_architectures(record("cpython-3.11:aa"), record("cpython-3.12:bb"))
+    assert (finding.code, finding.severity) == ("code-unknown", "note")
+
+
 @pytest.mark.parametrize(
     "text",
     ["-" * 90_000 + "1", "(" * 5000, "lambda:" * 10_000 + "1", "x" + ".a" * 40_000, "\0", "",
