@@ -276,3 +276,16 @@ def test_code_in_a_record_may_be_anything(text):
     (finding,) = compare_architectures(*records)
     assert finding.code == "code-changed"
     assert finding.why.count("\n") <= 20
+
+
+def test_a_diff_of_two_checkpoints_tells_the_architecture(tmp_path):
+    model = nn.Sequential(nn.Linear(2, 2), nn.ReLU())
+    holdtrue.save(tmp_path / "a", model=model)
+    holdtrue.save(tmp_path / "same", model=model)
+    model[1] = nn.Tanh()
+    holdtrue.save(tmp_path / "b", model=model)
+    told = [n for n in holdtrue.diff(tmp_path / "a", tmp_path / "b").notes if "model/1" in n]
+    assert len(told) == 1
+    assert "ReLU(inplace=False) → Tanh()" in told[0]
+    same = holdtrue.diff(tmp_path / "a", tmp_path / "same")
+    assert not [n for n in same.notes if "changed" in n]

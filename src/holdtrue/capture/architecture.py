@@ -11,16 +11,12 @@ from torch import Tensor, nn
 from torch.nn.modules.lazy import LazyModuleMixin
 
 from holdtrue.capture.attributes import Attributes
+from holdtrue.capture.definitions import class_definition, file_name
 from holdtrue.capture.forward_code import Forward, forward_of
+from holdtrue.capture.installed import distribution_of, is_installed
 from holdtrue.capture.module import entries, walk
 from holdtrue.capture.raw import dtype_name
-from holdtrue.capture.source_code import (
-    SourceCode,
-    class_definition,
-    distribution_of,
-    file_name,
-    is_installed,
-)
+from holdtrue.capture.source_code import SourceCode
 from holdtrue.capture.source_files import source_files
 from holdtrue.records.architecture import Architecture, ClassRecord, Kind, TensorFacts
 from holdtrue.records.syntax_tree import tree_hash
