@@ -12,7 +12,7 @@ from torch.nn.modules.lazy import LazyModuleMixin
 
 from holdtrue.capture.attributes import Attributes
 from holdtrue.capture.definitions import class_definition, file_name
-from holdtrue.capture.forward_code import Forward, forward_of
+from holdtrue.capture.forward_code import Forward, forward_of, state_names
 from holdtrue.capture.installed import distribution_of, is_installed
 from holdtrue.capture.module import entries, walk
 from holdtrue.capture.raw import dtype_name
@@ -166,6 +166,7 @@ class _Describing:
                 tree = tree_hash(found.node, {})
         if forward.base is not None:
             self._distribution(forward.base)
+        own = state_names(cls)
         bases = cls.__mro__[1:-1]
         for base in bases:
             if not is_installed(base) and base not in self.defined:
@@ -182,6 +183,7 @@ class _Describing:
             unread=tuple(sorted(attributes - read)) if read is not None else (),
             parameters=_parameters(cls),
             changing=tuple(sorted(attributes & forward.changing)),
+            restored=tuple(sorted(attributes if own is None else attributes & own)),
         )
 
     def _distribution(self, cls: type) -> str | None:

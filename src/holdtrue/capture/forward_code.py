@@ -82,6 +82,20 @@ def _closure(cls: type) -> Forward:
     )
 
 
+_OWN_STATE = ("get_extra_state", "set_extra_state", "__getstate__", "__setstate__",
+              "_save_to_state_dict", "_load_from_state_dict")  # fmt: skip
+
+
+def state_names(cls: type) -> frozenset[str] | None:
+    """What the methods by which a user's class keeps its state mention; None for everything."""
+    names: set[str] = set()
+    for name in _OWN_STATE:
+        for function in _found(cls, name):
+            if not is_installed(function):
+                names |= _mentions(function.__code__)[0]
+    return None if not names.isdisjoint(_DYNAMIC) else frozenset(names)
+
+
 def _found(cls: type, name: str) -> Iterator[types.FunctionType]:
     """The functions of this name: the first, and those that it reaches through super()."""
     for owner in cls.__mro__:

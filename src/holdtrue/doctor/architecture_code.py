@@ -34,9 +34,18 @@ class _Change(Struct, frozen=True):
 def same_code(pair: Pair, saved: str, here: str) -> bool:
     """Whether two classes run the same forward."""
     one, other = pair.saved.classes.get(saved), pair.here.classes.get(here)
-    if one is None or other is None or (one.distribution and other.distribution):
+    if one is None or other is None:
+        return False
+    if holds_only(one) or holds_only(other):
+        return True
+    if one.distribution and other.distribution:
         return False
     return one.base == other.base and all(c.unknown for c in _of_class(pair, one, other))
+
+
+def holds_only(cls: ClassRecord) -> bool:
+    """A class without a forward computes nothing: it holds modules, or weights to be filled."""
+    return not cls.forward and cls.base is None
 
 
 def same_function(pair: Pair, saved: str, here: str) -> bool:
@@ -55,7 +64,8 @@ def compare_code(pair: Pair) -> list[Finding]:
             one, other = (
                 r.classes.get(n) for r, n in zip((pair.saved, pair.here), names, strict=True)
             )
-            known[names] = list(_of_class(pair, one, other)) if one and other else []
+            runs = one and other and not holds_only(one) and not holds_only(other)
+            known[names] = list(_of_class(pair, one, other)) if one and other and runs else []
         for change in known[names]:
             found.setdefault(change.key, (change, []))[1].append(path)
     return [_finding(pair, change, paths) for change, paths in found.values()]
