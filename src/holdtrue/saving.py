@@ -25,18 +25,19 @@ from holdtrue.errors import SaveError
 from holdtrue.findings import Finding, report
 from holdtrue.records.manifest import (
     NAME,
+    SOURCE,
     Chunk,
     Environment,
     Manifest,
     Ranking,
     encode_manifest,
 )
-from holdtrue.storage.commit import publish, write_synced
+from holdtrue.storage.commit import publish, sync_directory, write_synced
 from holdtrue.storage.failures import already_exists, not_written
 
 _PART_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,99}\Z")
 # Names that a file system or the format has taken.
-_TAKEN = frozenset({RNG, "manifest", "source", "con", "prn", "aux", "nul"})
+_TAKEN = frozenset({RNG, "manifest", SOURCE, "con", "prn", "aux", "nul"})
 
 
 class Saved(Struct, frozen=True, kw_only=True):
@@ -91,7 +92,11 @@ def write_checkpoint(
     )
     try:
         with publish(target, replace=overwrite) as staged:
+            if captured.texts:
+                (staged / SOURCE).mkdir()
             digests = write_files(staged, files, captured.sources)
+            if captured.texts:
+                sync_directory(staged / SOURCE)
             raw = encode_manifest(replace(manifest, tensors=_placed(captured, files, digests)))
             write_synced(staged / NAME, raw)
     except OSError as error:
@@ -120,7 +125,11 @@ def _prepare(
     findings = [*captured.findings, *numbers.findings, *_metric_findings(metrics, numbers.records)]
     if any(f.severity == "error" for f in findings):
         raise SaveError(report(str(target), findings))
-    return captured, lay_out(captured.tensors, captured.sources), node
+    files = lay_out(captured.tensors, captured.sources)
+    for name, text in captured.texts.items():
+        raw = text.encode("utf-8", "backslashreplace")
+        files.append(PlannedFile(name, raw, len(raw), ()))
+    return captured, files, node
 
 
 def _placed(
