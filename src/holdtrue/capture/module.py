@@ -155,7 +155,7 @@ def own_state(state: Any) -> Any:
 
 
 def names_of_own_state(module: nn.Module) -> Collection[str]:
-    """The attributes that a class's own `__getstate__` keeps; all of them where it gives no dict."""
+    """The attributes that a class's own `__getstate__` keeps; all, where it gives no dict."""
     if not has_getstate(module):
         return ()
     try:
