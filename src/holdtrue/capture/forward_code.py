@@ -13,7 +13,8 @@ from typing import Any
 from msgspec import Struct
 from torch import nn
 
-from holdtrue.capture.source_code import is_installed, plain_functions
+from holdtrue.capture.definitions import plain_functions
+from holdtrue.capture.installed import is_installed
 
 # torch's own machinery around forward; what it mentions says nothing of the model.
 _MACHINERY = (nn.Module, object)

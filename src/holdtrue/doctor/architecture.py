@@ -1,7 +1,7 @@
 """Compares two architecture records: what the model was when saved, and what it is here.
 
-Data in, findings out, one finding a cause. What a restore checks of tensors anyway is not repeated:
-`doctor/architecture_tensors.py` has it for those who compare two records only.
+Data in, findings out, one finding a cause. What a restore checks of tensors anyway is told only to
+those who compare two checkpoints.
 """
 
 from collections.abc import Callable
@@ -11,9 +11,10 @@ from holdtrue.doctor.architecture_attributes import compare_attributes
 from holdtrue.doctor.architecture_code import compare_code, same_code
 from holdtrue.doctor.architecture_libraries import compare_libraries
 from holdtrue.doctor.architecture_pair import Pair, call_text, short
-from holdtrue.doctor.architecture_tensors import compare_registration
+from holdtrue.doctor.architecture_tensors import compare_registration, compare_tensors
 from holdtrue.findings import Finding
 from holdtrue.records.architecture import Architecture, Kind
+from holdtrue.records.manifest import Manifest
 
 CHANGED = "architecture-changed"
 _FIX = 'build the model as it was saved, or accept it: allow=["architecture-changed"]'
@@ -43,6 +44,19 @@ def compare_architectures(
     findings += compare_code(pair)
     findings += compare_registration(pair)
     findings += compare_libraries(pair)
+    return findings
+
+
+def compare_manifests(a: Manifest | None, b: Manifest | None) -> list[Finding]:
+    """What differs between the models that two checkpoints of holdtrue's hold under one name."""
+    findings: list[Finding] = []
+    for name, part in a.parts.items() if a and b else ():
+        other = b.parts.get(name) if b else None
+        saved, here = part.architecture, other.architecture if other else None
+        if saved is not None and here is not None:
+            both = {path: path for path in here.modules if path in saved.modules}
+            findings += compare_architectures(saved, here, name)
+            findings += compare_tensors(Pair(name, saved, here, both))
     return findings
 
 
