@@ -1,5 +1,6 @@
 """One state in every format, each against each; and what only some formats hold."""
 
+import argparse
 import copy
 import itertools
 import json
@@ -346,3 +347,11 @@ def test_published_files_equal_themselves_and_differ_from_others(figure):
             assert forth.equal == back.equal
             figure("diff: published files against one another")
         before = path
+
+
+def test_a_converted_file_is_equal_to_its_source(tmp_path):
+    """Objects of unknown classes too: what convert keeps of them, diff finds on both sides."""
+    state = {"w": torch.arange(3.0), "args": argparse.Namespace(lr=0.1), "epoch": 3}
+    torch.save(state, tmp_path / "theirs.pt")
+    holdtrue.convert(tmp_path / "theirs.pt", tmp_path / "ours", to="holdtrue")
+    assert holdtrue.diff(tmp_path / "theirs.pt", tmp_path / "ours").equal

@@ -64,7 +64,7 @@ def flatten(side: Opened, *, as_torch: bool) -> Side:
             extras.setdefault(RANDOM, {})[name] = state
         elif part.kind == "optimizer" and as_torch:
             tree[name] = _by_index(state)
-        elif as_torch and isinstance(state, Record) and isinstance(state.state, dict):
+        elif as_torch and isinstance(state, Record) and _by_state_dict(part):
             tree[name] = state.state
         else:
             tree[name] = state
@@ -84,6 +84,11 @@ def _foreign(view: View) -> Leaves:
     tensors = {name: view.tensors[path] for name, path in names.items() if path in view.tensors}
     whole = leaves(view.tree, view.path)
     return Leaves(tensors, {}, {"attributes of scripted modules": whole.values})
+
+
+def _by_state_dict(part: Part) -> bool:
+    """An object that torch users save as its state_dict(): a scheduler, a scaler."""
+    return isinstance(part.state, dict) and part.state.get("via") == "state_dict"
 
 
 def _state_dict(part: Part, state: Any, view: View) -> dict[str, Any]:
