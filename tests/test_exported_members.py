@@ -19,6 +19,7 @@ def test_public_names():
         "Run",
         "SaveError",
         "Saved",
+        "buildable",
         "open",
         "save",
         "verify",

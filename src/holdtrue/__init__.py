@@ -3,6 +3,7 @@
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from holdtrue.capture.buildable import buildable
     from holdtrue.checkpoint import Checkpoint, open, verify
     from holdtrue.errors import DamageError, HoldtrueError, OpenError, RestoreError, SaveError
     from holdtrue.findings import Finding, Report
@@ -22,6 +23,7 @@ __all__ = [
     "Run",
     "SaveError",
     "Saved",
+    "buildable",
     "open",
     "save",
     "verify",
@@ -29,6 +31,7 @@ __all__ = [
 
 _HOMES = {
     "Checkpoint": "checkpoint",
+    "buildable": "capture.buildable",
     "open": "checkpoint",
     "verify": "checkpoint",
     "DamageError": "errors",

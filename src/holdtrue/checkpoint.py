@@ -5,7 +5,7 @@ from collections import OrderedDict
 from collections.abc import Iterable, Mapping
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from holdtrue.engine.read import verify_storages
 from holdtrue.errors import DamageError
@@ -16,11 +16,14 @@ from holdtrue.formats.opening import read as read_any
 from holdtrue.formats.tree_map import map_tensors
 from holdtrue.formats.verifying import verify_view
 from holdtrue.formats.view import View
-from holdtrue.records.manifest import NAME, Manifest
+from holdtrue.records.manifest import NAME, Manifest, Part
 from holdtrue.records.trust import Trust, trust
 from holdtrue.records.values import Decoding, NodeError, decode
 from holdtrue.storage.locating import locate
 from holdtrue.stored import StoredTensor, StoredTensors
+
+if TYPE_CHECKING:
+    import torch
 
 
 class Checkpoint:
@@ -145,6 +148,31 @@ class Checkpoint:
         else:
             plan = plan_restore(self._manifest.parts, fresh, targets, choice, resume)
         return apply(plan, str(self.path))
+
+    def build(
+        self,
+        part: str = "model",
+        *,
+        trust: Iterable[type | str] = (),
+        allow: Iterable[str] = (),
+    ) -> "torch.nn.Module":
+        """A new module of the saved architecture with the saved state, on the CPU.
+
+        Only classes that are imported already and that `trust` names, by class or by package, are
+        built; torch.nn's own need no word. Raises RestoreError where the checkpoint cannot tell how
+        the module is built, or the classes are not trusted, not imported, or not the same any more.
+        """
+        from holdtrue.restore.fresh import Fresh
+        from holdtrue.restore.rebuilding import build_part
+
+        if part not in self.parts:
+            raise KeyError(f"{self.path} has no part {part!r}; it has {', '.join(self.parts)}")
+        agreed = _joined(self._agreed, trust)
+        fresh = Fresh(self._view.tensors, agreed)
+        record = self._manifest.parts[part] if self._manifest else Part(kind="value")
+        module = build_part(part, record, fresh, agreed, str(self.path))
+        self.restore(allow=allow, trust=trust, rng=False, **{part: module})
+        return module
 
     def _fresh(self) -> Any:
         from holdtrue.restore.fresh import Fresh

@@ -30,6 +30,8 @@ class Limits(Struct, frozen=True, kw_only=True):
     expanded_bytes: int = 4 * GIB  # of one tensor whose strides repeat its bytes
     dimensions: int = 64  # of one tensor; torch itself stops at 64
 
+    build_calls: int = 1_000_000  # calls of torch while a module is built from its recipe
+
     # How files are laid out and moved.
     shard_bytes: int = 4 * GIB  # a part's tensors are split into files of about this size
     chunk_bytes: int = 8 * MIB  # one read or write

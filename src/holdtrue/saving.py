@@ -25,6 +25,7 @@ from holdtrue.engine.layout import PlannedFile, lay_out
 from holdtrue.engine.write import write_files
 from holdtrue.errors import SaveError, fail
 from holdtrue.findings import Finding, report
+from holdtrue.restore.proving import with_recipes
 from holdtrue.records.manifest import (
     NAME,
     Chunk,
@@ -83,7 +84,7 @@ def write_checkpoint(
     manifest = Manifest(
         created=datetime.now(UTC).isoformat(timespec="seconds"),
         environment=environment(),
-        parts=captured.parts,
+        parts=with_recipes(captured.parts, parts),
         tensors=captured.tensors,
         files={f.name: f.record for f in files},
         step=step,

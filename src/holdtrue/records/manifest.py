@@ -15,6 +15,7 @@ from holdtrue.errors import DamageError, HoldtrueError, OpenError, fail
 from holdtrue.findings import Finding
 from holdtrue.limits import limits
 from holdtrue.records.dtypes import DTYPES
+from holdtrue.records.recipe import Rebuild
 
 FORMAT = "holdtrue"
 VERSION = 1
@@ -82,6 +83,7 @@ class Part(Struct, frozen=True, kw_only=True, omit_defaults=True):
     kind: str  # module · optimizer · stateful · value · rng
     class_name: str | None = None
     state: Any = None
+    rebuild: Rebuild | None = None  # of a module: its recipe, or why there is none
 
 
 class Environment(Struct, frozen=True, kw_only=True, omit_defaults=True):
