@@ -24,7 +24,7 @@ _SKIPPED = frozenset(vars(nn.Module())) | {
 # Of a configuration: where it came from, not what it says.
 _ORIGIN = frozenset(
     {"transformers_version", "architectures", "dtype", "torch_dtype", "_name_or_path",
-     "_commit_hash"}
+     "_commit_hash", "use_timm_backbone", "use_pretrained_backbone"}
 )  # fmt: skip
 _MISSING: Any = object()
 
@@ -84,9 +84,7 @@ class Pair:
         if class_name(type(a)) != class_name(type(b)):
             return False
         if is_config(a):
-            mine, theirs = ({k: v for k, v in c.to_dict().items() if k not in _ORIGIN}
-                            for c in (a, b))  # fmt: skip
-            return self._same(mine, theirs, depth + 1)
+            return self._same(_said_by(a), _said_by(b), depth + 1)
         return self._same_value(a, b, depth)
 
     def _same_value(self, a: Any, b: Any, depth: int) -> bool:
@@ -112,6 +110,10 @@ class Pair:
             return self._same(vars(a), vars(b), depth + 1)
         # What has no attributes to look into: a lock, say, is as good as another one.
         return type(a).__eq__ is object.__eq__ or bool(a == b)
+
+
+def _said_by(config: Any) -> dict[str, Any]:
+    return {k: v for k, v in sorted(config.to_dict().items()) if k not in _ORIGIN}
 
 
 def _unlike(one: nn.Module, other: nn.Module) -> str:
