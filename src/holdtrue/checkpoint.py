@@ -15,11 +15,11 @@ from holdtrue.formats.module_tree import is_module, state_dict
 from holdtrue.formats.opening import read as read_any
 from holdtrue.formats.tree_map import map_tensors
 from holdtrue.formats.verifying import verify_view
-from holdtrue.formats.view import View
+from holdtrue.formats.view import LazyTensor, View
 from holdtrue.records.manifest import NAME, Manifest, Part
 from holdtrue.records.trust import Trust, trust
 from holdtrue.records.values import Decoding, NodeError, decode
-from holdtrue.storage.locating import locate
+from holdtrue.storage.locating import is_ours, locate
 from holdtrue.stored import StoredTensor, StoredTensors
 
 if TYPE_CHECKING:
@@ -94,14 +94,15 @@ class Checkpoint:
         record = self._manifest.parts[part]
         if record.kind == "module":
             tensors = self._fresh()
-            names = record.state["entries"]
+            names = record.state.get("entries", {})
             return OrderedDict(
                 (name, tensors(key))
                 for name, key in names.items()
                 if self._manifest.tensors[key].persistent
             )
         if record.kind == "optimizer":
-            state = {name: self._value(node, part) for name, node in record.state["state"].items()}
+            kept = record.state.get("state", {})
+            state = {name: self._value(node, part) for name, node in kept.items()}
             groups = [
                 {**self._value(g["settings"], part), "params": g["params"]}
                 for g in record.state["groups"]
@@ -112,7 +113,7 @@ class Checkpoint:
     def restore(
         self,
         *,
-        allow: Iterable[str] = (),
+        allow: str | Iterable[str] = (),
         only: str | Iterable[str] = (),
         rename: Mapping[str, str] | None = None,
         trust: Iterable[type | str] = (),
@@ -135,8 +136,8 @@ class Checkpoint:
         from holdtrue.restore.plan import Choice
         from holdtrue.restore.targets import plan_restore
 
-        patterns = (only,) if isinstance(only, str) else tuple(only)
-        choice = Choice(patterns, dict(rename or {}), frozenset(allow))
+        patterns = tuple(p for p in _several(only) if p)
+        choice = Choice(patterns, dict(rename or {}), frozenset(_several(allow)))
         resume = any(has_own_state(t) for t in targets.values()) if rng is None else rng
         fresh = Fresh(self._view.tensors, _joined(self._agreed, trust))
         targets.pop(RNG, None)
@@ -192,9 +193,9 @@ class Checkpoint:
         where = f"{self.path}: {part}"
         if find_spec("torch") is None:
             return map_tensors(tree, lambda lazy: StoredTensor(lazy, part).numpy(), where)
-        from holdtrue.restore.storages import Storages
+        from holdtrue.restore.storages import Storages, torch_value
 
-        return map_tensors(tree, Storages(where, self._agreed), where)
+        return map_tensors(tree, Storages(where, self._agreed), where, torch_value)
 
 
 def open(path: str | os.PathLike[str], *, trust: Iterable[type | str] = ()) -> Checkpoint:
@@ -210,7 +211,7 @@ def open(path: str | os.PathLike[str], *, trust: Iterable[type | str] = ()) -> C
     agreed = _joined(Trust(), trust)
     if place.name == NAME:
         place = place.parent
-    if not (place / NAME).is_file():
+    if not is_ours(place):
         return Checkpoint(place, read_any(str(place)), agreed, None)
     manifest = read_manifest(place)
     return Checkpoint(place, to_view(place, manifest), agreed, manifest)
@@ -224,7 +225,7 @@ def verify(path: str | os.PathLike[str]) -> Report:
     """
     place = locate(path)
     try:
-        if not (place / NAME).is_file():
+        if not is_ours(place):
             return verify_view(read_any(str(place)))
         manifest = read_manifest(place)
         view = to_view(place, manifest)
@@ -241,11 +242,14 @@ def verify(path: str | os.PathLike[str]) -> Report:
 def foreign_parts(view: View) -> dict[str, Any]:
     """The parts of a file of another format: the top of its tree, by name."""
     tree = view.tree
-    if view.about.get("kind") == "state-dict" or is_module(tree):
+    named = isinstance(tree, dict) and bool(tree) and all(isinstance(key, str) for key in tree)
+    if is_module(tree) or (named and all(isinstance(v, LazyTensor) for v in tree.values())):
         return {"model": tree}
-    if isinstance(tree, dict) and tree and all(isinstance(key, str) for key in tree):
-        return tree
-    return {"value": tree}
+    return dict(tree) if named else {"value": tree}
+
+
+def _several(given: str | Iterable[str]) -> Iterable[str]:
+    return (given,) if isinstance(given, str) else given
 
 
 def _joined(agreed: Trust, more: Iterable[type | str]) -> Trust:

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, SupportsFloat
 
 import numpy as np
 import torch
@@ -112,6 +112,8 @@ def _prepare(
     findings = _check_names(parts)
     if not overwrite and os.path.lexists(target):
         findings.append(_exists(target))
+    if overwrite and os.path.lexists(target) and not _may_be_replaced(target):
+        findings.append(_foreign(target))
     if findings:
         raise SaveError(report(str(target), findings))
     captured = capture(parts)
@@ -179,8 +181,12 @@ def _check_names(parts: Mapping[str, Any]) -> list[Finding]:
 def _metric_findings(
     metrics: Mapping[str, Any] | None, tensors: Mapping[str, Any]
 ) -> list[Finding]:
-    odd = [f"metrics/{k}" for k in metrics or {} if not isinstance(k, str)]
-    odd += list(tensors)
+    odd = [
+        f"metrics/{k}"
+        for k, v in (metrics or {}).items()
+        if not isinstance(k, str) or not isinstance(v, SupportsFloat)
+    ]
+    odd += [key for key in tensors if key not in odd]
     return [
         Finding(
             code="metric-not-a-number",
@@ -202,6 +208,26 @@ def _exists(target: Path) -> Finding:
         what="there is something under this name already",
         why="a checkpoint never changes once it exists, so that a reader can rely on it",
         fix="choose another path, or replace it: save(..., overwrite=True)",
+    )
+
+
+def _may_be_replaced(target: Path) -> bool:
+    if target.is_symlink() or not target.is_dir():
+        return False
+    try:
+        return (target / NAME).exists() or not any(target.iterdir())
+    except PermissionError:
+        return True  # then publishing is refused too, with the reason
+
+
+def _foreign(target: Path) -> Finding:
+    return Finding(
+        code="not-a-checkpoint",
+        severity="error",
+        where=str(target),
+        what="what stands here is not a checkpoint, so it is not overwritten",
+        why="overwrite=True replaces checkpoints; anything else may be someone's work",
+        fix="choose another path, or remove it yourself",
     )
 
 

@@ -8,6 +8,9 @@ import pytest
 import torch
 from corpus import CORPUS, needs_corpus
 from damage import flips, survives, truncations
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from safetensors import SafetensorError, deserialize
 from safetensors.torch import save
 
 from holdtrue.errors import DamageError, HoldtrueError
@@ -182,6 +185,50 @@ def test_header_length_budgets(tmp_path):
     with override(entries=4), pytest.raises(DamageError) as error:
         safetensors_file.read(str(path))
     assert "more than 4 values" in error.value.report.findings[0].why
+
+
+SIZES = {"F32": 4, "F16": 2, "U8": 1, "I64": 8, "C64": 8, "F8_E8M0": 1, "BOOL": 1}
+entries = st.fixed_dictionaries(
+    {
+        "dtype": st.sampled_from([*SIZES, "F4", "F6_E2M3", "U9"]),
+        "shape": st.lists(st.integers(0, 3), max_size=3),
+        "nudge": st.tuples(*[st.sampled_from([0] * 8 + [1, -1])] * 2),
+    }
+)
+
+
+@given(
+    rows=st.lists(entries, max_size=4),
+    extra=st.sampled_from([0, 0, 0, 0, 1]),
+    pad=st.sampled_from(["", " ", "   "]),
+    lead=st.sampled_from(["", " "]),
+    data=st.data(),
+)
+@settings(max_examples=500, deadline=None)
+def test_accepts_what_the_reference_reader_accepts(tmp_path_factory, rows, extra, pad, lead, data):
+    header, position = {}, 0
+    for index, row in enumerate(data.draw(st.permutations(rows))):
+        bits = {"F4": 4, "F6_E2M3": 6}.get(row["dtype"], 8 * SIZES.get(row["dtype"], 1))
+        size = int(np.prod(row["shape"], dtype=int)) * bits // 8
+        begin, end = position + row["nudge"][0], position + size + row["nudge"][1]
+        header[f"t{index}"] = {
+            "dtype": row["dtype"],
+            "shape": row["shape"],
+            "data_offsets": [begin, end],
+        }
+        position += size
+    raw = raw_file((lead + json.dumps(header) + pad).encode(), bytes(position + extra))
+    path = tmp_path_factory.mktemp("reference") / "f"
+    path.write_bytes(raw)
+    try:
+        wanted = {name for name, _ in deserialize(raw)}
+    except SafetensorError:
+        wanted = None
+    try:
+        got = set(safetensors_file.read(str(path)).tensors)
+    except DamageError:
+        got = None
+    assert got == wanted
 
 
 @pytest.fixture

@@ -7,12 +7,13 @@ out non-persistent buffers, and its hooks may rename or drop what is really ther
 from collections.abc import Iterator
 from typing import Any
 
-from msgspec import Struct, field
+from msgspec import Struct
 from torch import Tensor, nn
 
 from holdtrue.capture.tensors import TensorSet, add_tensor
 from holdtrue.capture.values import ValueEncoder
 from holdtrue.findings import Finding
+from holdtrue.records.parts import CustomState, ModuleState
 from holdtrue.records.trust import class_name
 
 # Wrappers that add a name of their own to every key: class → attribute of the wrapped module.
@@ -33,23 +34,6 @@ _WRAPPERS = {
 }
 
 
-class CustomState(Struct, frozen=True):
-    """Entries that a module writes by a `_save_to_state_dict` of its own, as value nodes."""
-
-    version: int | None
-    entries: dict[str, Any]
-
-
-class ModuleState(Struct, frozen=True, omit_defaults=True):
-    """The state of a module part. Keys of the maps are module paths, "" for the root."""
-
-    entries: dict[str, str] = field(default_factory=dict)  # name → tensor key, in module order
-    training: dict[str, bool] = field(default_factory=dict)  # only where it differs from the parent
-    extra: dict[str, Any] = field(default_factory=dict)  # get_extra_state()
-    custom: dict[str, CustomState] = field(default_factory=dict)
-    getstate: dict[str, Any] = field(default_factory=dict)  # __getstate__() of user classes
-
-
 class Entry(Struct, frozen=True, eq=False):
     """A parameter or buffer where it stands: `owner._parameters[attribute]`, or `_buffers`."""
 
@@ -64,25 +48,33 @@ class Entry(Struct, frozen=True, eq=False):
         return self.attribute in self.owner._parameters
 
 
-def unwrap(module: nn.Module) -> nn.Module:
-    """The module inside any known wrappers."""
+def layers(module: nn.Module) -> Iterator[nn.Module]:
+    """The module, what it wraps if it is a known wrapper, and so on to the innermost."""
     while True:
+        yield module
         inner = next(
             (_WRAPPERS[n] for c in type(module).__mro__ if (n := class_name(c)) in _WRAPPERS), None
         )
         wrapped = getattr(module, inner, None) if inner else None
         if not isinstance(wrapped, nn.Module):
-            return module
+            return
         module = wrapped
 
 
-def walk(module: nn.Module, path: str = "") -> Iterator[tuple[str, nn.Module]]:
-    """Every module with its clean path, wrappers looked through; shared ones once for each path."""
-    module = unwrap(module)
+def walk(
+    module: nn.Module, path: str = "", *, wrappers: bool = False
+) -> Iterator[tuple[str, nn.Module]]:
+    """Every module with its clean path, shared ones once for each path.
+
+    Wrappers are looked through, or come as well, under the path of what they wrap.
+    """
+    *around, module = layers(module)
+    if wrappers:
+        yield from ((path, wrapper) for wrapper in around)
     yield path, module
     for name, child in module._modules.items():
         if child is not None:
-            yield from walk(child, f"{path}.{name}" if path else name)
+            yield from walk(child, f"{path}.{name}" if path else name, wrappers=wrappers)
 
 
 def entries(module: nn.Module) -> Iterator[Entry]:
@@ -147,26 +139,26 @@ def has_custom_state(module: nn.Module) -> bool:
 def has_getstate(module: nn.Module) -> bool:
     """True for a user's class that says itself what is to be kept of it."""
     cls = type(module)
-    library = cls.__module__.partition(".")[0] == "torch"
-    getstate: Any = cls.__getstate__
-    return not library and getstate is not object.__getstate__ and hasattr(cls, "__setstate__")
+    giver = next(c for c in cls.__mro__ if "__getstate__" in vars(c))
+    library = giver is object or giver.__module__.partition(".")[0] == "torch"
+    return not library and hasattr(cls, "__setstate__")
 
 
-_INTERNALS = frozenset(vars(nn.Module())) | {"_is_full_backward_hook"}
+INTERNALS = frozenset(vars(nn.Module())) | {"_is_full_backward_hook"}
 
 
 def own_state(state: Any) -> Any:
     """What `__getstate__` gave, without torch's bookkeeping and what is kept elsewhere."""
     if not isinstance(state, dict):
         return state
-    return {k: v for k, v in state.items() if k not in _INTERNALS and not isinstance(v, nn.Module)}
+    return {k: v for k, v in state.items() if k not in INTERNALS and not isinstance(v, nn.Module)}
 
 
 def restored_state(module: nn.Module, state: Any) -> Any:
     """The other way: what `__setstate__` is to receive, with the module's live internals."""
     if not isinstance(state, dict):
         return state
-    internals = {k: v for k, v in vars(module).items() if k in _INTERNALS}
+    internals = {k: v for k, v in vars(module).items() if k in INTERNALS}
     return {**internals, **state}
 
 

@@ -8,27 +8,14 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
-from msgspec import Struct, field
 from torch import Tensor
 
 from holdtrue.capture.tensors import TensorSet
 from holdtrue.capture.values import ValueEncoder
+from holdtrue.records.parts import GroupState, OptimizerState
 
 # What a group holds beside its settings: kept by us, or the target's own.
 GROUP_KEYS = frozenset({"params", "param_names"})
-
-
-class GroupState(Struct, frozen=True):
-    params: list[str]  # names: "model/conv.weight", or "#3" for a tensor that no part holds
-    settings: Any  # value node: lr, betas, …
-
-
-class OptimizerState(Struct, frozen=True, omit_defaults=True):
-    groups: list[GroupState]
-    state: dict[str, Any] = field(default_factory=dict)  # parameter name → value node
-    shared: Any = None  # value node of what belongs to no parameter
-    shapes: dict[str, list[int]] = field(default_factory=dict)
-    dtypes: dict[str, str] = field(default_factory=dict)
 
 
 def parameter_names(optimizer: torch.optim.Optimizer, known: Mapping[int, str]) -> list[list[str]]:

@@ -10,7 +10,7 @@ from msgspec.structs import replace
 from torch import Tensor
 from torch.nn.parameter import is_lazy
 
-from holdtrue.capture.raw import dtype_name, raw_bytes, stored_bytes
+from holdtrue.capture.raw import dtype_name, raw_bytes, raw_view, stored_bytes
 from holdtrue.findings import Finding
 from holdtrue.records.dtypes import DTYPES, OVERLAP_FACTOR, contiguous_stride, extent, product
 from holdtrue.records.manifest import Quantizer, TensorRecord
@@ -290,7 +290,7 @@ def _record_quantized(into: TensorSet, tensor: Tensor, key: str, base: TensorRec
         layout="quantized",
         quantizer=quantizer,
         components=components,
-        stride=None if tensor.is_contiguous() else tuple(tensor.stride()),
+        stride=None if tensor.is_contiguous() else _kept_stride(raw_view(tensor)),
     )
     into.sources[key] = Source(
         row.code, (count,) if packed else base.shape, count, lambda: raw_bytes(tensor)

@@ -59,7 +59,9 @@ def _parts(checkpoint: Checkpoint) -> dict[str, Any]:
 def _leaves(checkpoint: Checkpoint) -> dict[str, dict[str, Leaf]]:
     """part → name within it → tensor; a pickled model's under the names of its state dict."""
     view = checkpoint.view
-    single = checkpoint.manifest is None and foreign_parts(view) is not view.tree
+    # A state dict, a model or a lone value is the whole file, and stands under one name.
+    parts = foreign_parts(view) if checkpoint.manifest is None else {}
+    single = any(value is view.tree for value in parts.values())
     if single and is_module(view.tree):
         names = state_dict(view.tree, view.path)
         return {"model": {n: _leaf(StoredTensor(lazy, n)) for n, lazy in names.items()}}

@@ -15,6 +15,8 @@ _ML = frozenset({"bfloat16", "float8_e4m3fn", "float8_e4m3fnuz", "float8_e5m2", 
 
 def numpy_dtype(lazy: LazyTensor, where: str) -> "np.dtype[Any]":
     """Raises OpenError for numbers that NumPy does not have."""
+    if lazy.numpy and isinstance(lazy.state, dict) and "descr" in lazy.state:
+        return np.lib.format.descr_to_dtype(lazy.state["descr"])  # a structure's fields
     name = lazy.numpy or DTYPES[lazy.dtype].numpy
     if name is not None:
         return np.dtype(name)

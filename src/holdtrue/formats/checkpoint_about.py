@@ -16,7 +16,6 @@ def describe_tree(tree: Any) -> dict[str, Any]:
     about: dict[str, Any] = {"kind": kind_of(tree)}
     if isinstance(tree, dict) and _LIGHTNING in tree:
         about["lightning"] = _lightning(tree)
-        about["producer"] = f"Lightning {_short(tree[_LIGHTNING])}"
     return about
 
 

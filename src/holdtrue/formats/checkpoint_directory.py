@@ -2,6 +2,7 @@
 
 import errno
 import os
+import stat
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from holdtrue.findings import Finding, report
 from holdtrue.formats.safetensors import Header, parse_header
 from holdtrue.formats.view import LazyTensor, Piece, Storage, View
 from holdtrue.limits import limits
+from holdtrue.records.consistency import find_problem
 from holdtrue.records.dtypes import DTYPES, contiguous_stride, product
 from holdtrue.records.manifest import NAME, Chunk, Manifest, TensorRecord, decode_manifest
 from holdtrue.records.values import Decoding, NodeError, decode
@@ -22,12 +24,19 @@ def read_manifest(directory: Path) -> Manifest:
     """The checked manifest of a checkpoint directory. Raises OpenError or DamageError."""
     path = directory / NAME
     try:
-        if path.stat().st_size > limits().manifest_bytes:
-            raise _damaged(str(path), f"it has {path.stat().st_size:,} bytes")
+        found = path.stat()
+        if not stat.S_ISREG(found.st_mode):  # reading a pipe would wait for ever
+            raise fail(DamageError, str(path), _not_a_file(path))
+        if found.st_size > limits().manifest_bytes:
+            raise _damaged(str(path), f"it has {found.st_size:,} bytes")
         raw = path.read_bytes()
     except OSError as error:
         raise unreadable(path, error) from None
-    return decode_manifest(raw, str(path))
+    manifest = decode_manifest(raw, str(path))
+    problem = find_problem(manifest)
+    if problem:
+        raise _damaged(str(path), problem)
+    return manifest
 
 
 def read(path: str) -> View:

@@ -20,13 +20,13 @@ from holdtrue.formats.source import inspect_path, is_plain_name, read_bytes, ref
 from holdtrue.formats.tree_walk import tensors_by_path
 from holdtrue.formats.view import LazyTensor, View
 from holdtrue.formats.zip_archive import read_directory
-from holdtrue.limits import limits
 
 
 class _Reading(Struct):
     """What the shards have given so far."""
 
     folder: Path
+    shard: str = ""  # the one at hand
     findings: list[Finding] = []
     would_run: dict[tuple[str, str], Operation] = {}
     safetensors: dict[str, dict[str, LazyTensor]] = {}
@@ -52,7 +52,7 @@ def read_incomplete(path: str) -> View:
     reading.findings += metadata.findings
     _add_operations(reading, metadata.would_run)
     tree: dict[Any, Any] = {}
-    budget = [limits().entries]
+    budget = [len(metadata.items)]  # every place of a list holds at least one item
     for item in metadata.items:
         try:
             value = _value(reading, item)
@@ -96,6 +96,7 @@ def _value(reading: _Reading, item: Item) -> Any:
 
 def _load(reading: _Reading, name: str, part: Part) -> Any:
     """The value in one window of a shard."""
+    reading.shard = part.file
     if part.transforms:
         raise refuse(
             part.file,
@@ -113,13 +114,13 @@ def _load(reading: _Reading, name: str, part: Part) -> Any:
             fix="do not trust this checkpoint; fetch it again from its publisher",
         )
     path = str(reading.folder / part.file)
+    present = inspect_path(path).st_size
+    if part.offset + part.length > present:
+        raise _shard_short(path, part, present)
     if not read_bytes(path, part.offset, 4).startswith(b"PK"):
         tensors = _safetensors(reading, path, part.file)
         if tensors is not None and name in tensors:
             return tensors[name]
-    present = inspect_path(path).st_size
-    if part.offset + part.length > present:
-        raise _shard_short(path, part, present)
     archive = read_directory(path, (part.offset, part.length))
     view = torch_zip.read_archive(archive, prefix=f"{part.file}@{part.offset}:")
     reading.findings += view.findings
@@ -158,6 +159,8 @@ def _place(
             held = node.get(step)
         else:
             raise ValueError(f"its place {list(path)} is inside a list and a dict at once")
+        if following is None and held is not None:
+            raise ValueError(f"its place {list(path)} is taken by another value")
         if following is None:
             node[step] = value
         elif held is None:
@@ -172,9 +175,8 @@ def _add_operations(reading: _Reading, operations: Any) -> None:
 
 def _lose(reading: _Reading, item: Item, error: HoldtrueError) -> None:
     cause = error.report.findings[0]
-    shard = next((part.file for part in item.parts), "")
-    reading.lost.setdefault(shard, []).append(item.name)
-    reading.causes.setdefault(shard, cause)
+    reading.lost.setdefault(reading.shard, []).append(item.name)
+    reading.causes.setdefault(reading.shard, cause)
 
 
 def _losses(reading: _Reading) -> list[Finding]:

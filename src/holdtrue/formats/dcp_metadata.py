@@ -1,5 +1,6 @@
 """What the `.metadata` of a torch.distributed.checkpoint says, out of the records of its pickle."""
 
+import re
 from typing import Any
 
 from msgspec import Struct
@@ -14,6 +15,13 @@ from holdtrue.formats.pickle_tensors import dtype_of, shape_of, whole_number
 from holdtrue.formats.source import inspect_path
 from holdtrue.limits import limits
 from holdtrue.records.inert import InertKey, Record
+
+# The classes that describe a checkpoint: read as data here, so nothing that is worth a warning.
+_OWN = re.compile(
+    r"torch\.distributed\.(_shard\.)?(checkpoint|sharded_tensor)\.(metadata|filesystem)\."
+    r"(Metadata|TensorStorageMetadata|TensorProperties|_MEM_FORMAT_ENCODING|ChunkStorageMetadata|"
+    r"BytesStorageMetadata|MetadataIndex|_StorageInfo|StorageMeta|MEM_FORMAT_ENCODING)"
+)
 
 
 class Part(Struct, frozen=True):
@@ -70,7 +78,8 @@ def read_metadata(path: str) -> DcpMetadata:
         "version": version if isinstance(version, str) else None,
         "flattened": bool(planned),
     }
-    return DcpMetadata(items, about, walked.findings, walked.would_run)
+    foreign = tuple(op for op in walked.would_run if not _OWN.fullmatch(op.name))
+    return DcpMetadata(items, about, walked.findings, foreign)
 
 
 def _item(name: Any, entry: Any, path: tuple[str | int, ...], places: _Places) -> Item:

@@ -59,6 +59,8 @@ def _starts(file: str, header: Header) -> dict[str, tuple[int, ...]]:
     """Where each part begins within its tensor."""
     try:
         said = strict_json(header.metadata.get(SHARDING_KEY, "{}").encode())
+        if not isinstance(said, dict):
+            raise ValueError("it is no object")
         return {name: _start(said[name], entry.shape)
                 for name, entry in header.entries.items() if name in said}  # fmt: skip
     except (ValueError, KeyError, TypeError) as error:

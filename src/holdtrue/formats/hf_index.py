@@ -172,9 +172,10 @@ def _unread(path: str, name: str, lost: list[str], error: HoldtrueError) -> Iter
     yield Finding(
         code="shard-missing" if missing else "shard-unreadable",
         severity="error",
-        where=f"{path}: {name}",
+        where=f"{name}: {lost[0]}" if lost else name,
+        places=tuple(f"{name}: {key}" for key in lost),
         what=f"the shard {name} is {'missing' if missing else 'not readable'}",
-        why=f"{len(lost)} tensors are in it, {lost[0] if lost else 'none'} first"
+        why=f"{len(lost)} tensors of the set are in it"
         + ("" if missing else f"; {cause.what}: {cause.why}"),
         fix=f"fetch {name} again from where the set came from" if missing else cause.fix,
     )

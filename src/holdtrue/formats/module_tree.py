@@ -26,6 +26,12 @@ _MACHINERY = frozenset({
 })  # fmt: skip
 
 
+_TRACED = (
+    "torch.fx.graph_module.reduce_graph_module",
+    "torch.fx.graph_module.reduce_deploy_graph_module",
+)
+
+
 class ModuleNode(Struct, frozen=True, kw_only=True):
     """One module of a pickled model. `attributes` are those that torch does not manage itself."""
 
@@ -44,6 +50,8 @@ def module_state(value: Any) -> dict[Any, Any] | None:
     if not isinstance(value, Record):
         return None
     state = value.state
+    if value.class_name in _TRACED and value.args:
+        state = value.args[0]  # torch.fx makes a traced module again from its attributes
     if isinstance(state, tuple) and len(state) == 2:  # a class with __slots__
         state = state[0]
     if not isinstance(state, dict):

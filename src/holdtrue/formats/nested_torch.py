@@ -9,7 +9,7 @@ from typing import Any
 from holdtrue.errors import HoldtrueError
 from holdtrue.formats.pickle_context import ArgumentsError, Context
 from holdtrue.formats.pickle_source import PickleSource, from_file
-from holdtrue.formats.torch_legacy import read_stream
+from holdtrue.formats.torch_legacy_stream import read_stream
 from holdtrue.formats.view import LazyTensor, Storage
 
 
@@ -20,8 +20,9 @@ def read_nested(blob: Any, context: Context) -> Any:
     if isinstance(blob, LazyTensor) and blob.class_name == "builtins.bytes":
         span = blob.pieces[0].storage
 
-        def open_source(start: int) -> PickleSource:
-            return from_file(span.file, where, span.offset + start, span.offset + span.nbytes)
+        def open_source(start: int | None) -> PickleSource:
+            first, end = span.offset, span.offset + span.nbytes
+            return from_file(span.file, where, first if start is None else start, end)
 
         def make(key: str, offset: int, nbytes: int) -> Storage:
             return Storage(key=f"{prefix}/{key}", file=span.file, offset=offset, nbytes=nbytes)
@@ -30,9 +31,9 @@ def read_nested(blob: Any, context: Context) -> Any:
         data = bytes(blob)
         context.spend_bytes(2 * len(data))
 
-        def open_source(start: int) -> PickleSource:
+        def open_source(start: int | None) -> PickleSource:
             source = PickleSource(data, where)
-            source.skip(start)
+            source.skip(start or 0)
             return source
 
         def make(key: str, offset: int, nbytes: int) -> Storage:

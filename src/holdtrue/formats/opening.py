@@ -1,40 +1,36 @@
 """A path to a View: the format is told by content, and its reader is called."""
 
 from collections.abc import Callable
+from importlib import import_module
 
-from holdtrue.formats import (
-    checkpoint_directory,
-    dcp,
-    dcp_safetensors,
-    hf_index,
-    numpy_files,
-    plain_pickle,
-    pt2,
-    safetensors_file,
-    torch_legacy,
-    torch_tar,
-    torch_zip,
-    torchscript,
-)
 from holdtrue.formats.detect import Kind, detect
 from holdtrue.formats.source import refuse
 from holdtrue.formats.view import View
 
-READERS: dict[Kind, Callable[[str], View]] = {
-    "holdtrue": checkpoint_directory.read,
-    "torch-zip": torch_zip.read,
-    "torchscript": torchscript.read,
-    "pt2": pt2.read,
-    "torch-legacy": torch_legacy.read,
-    "torch-tar": torch_tar.read,
-    "pickle": plain_pickle.read,
-    "safetensors": safetensors_file.read,
-    "hf-index": hf_index.read,
-    "dcp": dcp.read,
-    "dcp-safetensors": dcp_safetensors.read,
-    "npy": numpy_files.read_npy,
-    "npz": numpy_files.read_npz,
+# Kind → module of this package and function in it. Imported when needed: to look into one file,
+# the readers of twelve other formats need not be loaded.
+_READERS: dict[Kind, tuple[str, str]] = {
+    "holdtrue": ("checkpoint_directory", "read"),
+    "torch-zip": ("torch_zip", "read"),
+    "torchscript": ("torchscript", "read"),
+    "pt2": ("pt2", "read"),
+    "torch-legacy": ("torch_legacy", "read"),
+    "torch-tar": ("torch_tar", "read"),
+    "pickle": ("plain_pickle", "read"),
+    "safetensors": ("safetensors_file", "read"),
+    "hf-index": ("hf_index", "read"),
+    "dcp": ("dcp", "read"),
+    "dcp-safetensors": ("dcp_safetensors", "read"),
+    "npy": ("numpy_files", "read_npy"),
+    "npz": ("numpy_files", "read_npz"),
 }
+
+
+def reader_of(kind: Kind) -> Callable[[str], View]:
+    """The function that reads a format."""
+    module, name = _READERS[kind]
+    found: Callable[[str], View] = getattr(import_module(f"holdtrue.formats.{module}"), name)
+    return found
 
 
 def read(path: str) -> View:
@@ -48,4 +44,4 @@ def read(path: str) -> View:
             f"it holds {detected.detail}",
             f"say which: {path}@latest, {path}@best, or the directory of one step",
         )
-    return READERS[detected.kind](detected.path)
+    return reader_of(detected.kind)(detected.path)

@@ -9,7 +9,7 @@ from collections import Counter, OrderedDict, defaultdict, deque
 from collections.abc import Callable
 from typing import Any
 
-from holdtrue.formats import pickle_numpy, pickle_tensors
+from holdtrue.formats import pickle_layouts, pickle_numpy, pickle_tensors
 from holdtrue.formats.pickle_containers import elements, put
 from holdtrue.formats.pickle_context import ArgumentsError, Context
 from holdtrue.formats.view import LazyTensor
@@ -37,6 +37,7 @@ _PLAIN_NAMES = frozenset({
     "builtins.object", "builtins.type", "builtins.int", "builtins.float", "builtins.bool",
     "builtins.str", "builtins.bytes", "builtins.Ellipsis", "builtins.NotImplemented",
     "builtins.NoneType", "types.NoneType", "copyreg._reconstructor", "copyreg.__newobj__",
+    "torch.nested._internal.nested_tensor.NestedTensor",
     "torch.serialization._get_layout", "torch.storage.TypedStorage",
     "torch.storage.UntypedStorage", "torch.UntypedStorage", "torch.TypedStorage",
 })  # fmt: skip
@@ -206,7 +207,7 @@ def _rebuild_from_type(context: Context, args: tuple[Any, ...]) -> LazyTensor:
     cls = args[1]
     if isinstance(cls, NamedReference) and not is_plain_name(cls.name):
         context.would("import", cls.name, cls)
-    return pickle_tensors.as_class(context, inner(context, args[2]), cls, args[3])
+    return pickle_layouts.as_class(context, inner(context, args[2]), cls, args[3])
 
 
 def _load_from_bytes(context: Context, args: tuple[Any, ...]) -> Any:
@@ -264,6 +265,7 @@ def _table() -> dict[str, Constructor]:
         "torch.storage._load_from_bytes": _load_from_bytes,
         "torch.nn.parameter.Buffer": lambda context, args: pickle_tensors.unset(context, args),
     }  # fmt: skip
+    table["torch.nested._internal.nested_tensor._rebuild_njt"] = pickle_layouts.rebuild_jagged
     table["torch.jit._pickle.restore_type_tag"] = _restore_type_tag
     for kind in ("int", "tensor", "double", "bool"):
         table[f"torch.jit._pickle.build_{kind}list"] = _script_list
@@ -278,15 +280,15 @@ def _table() -> dict[str, Constructor]:
         "_rebuild_tensor_v3": pickle_tensors.rebuild_tensor_v3,
         "_rebuild_parameter": pickle_tensors.rebuild_parameter,
         "_rebuild_parameter_with_state": pickle_tensors.rebuild_parameter,
-        "_rebuild_qtensor": pickle_tensors.rebuild_qtensor,
-        "_rebuild_sparse_tensor": pickle_tensors.rebuild_sparse,
-        "_rebuild_sparse_csr_tensor": pickle_tensors.rebuild_sparse,
-        "_rebuild_meta_tensor_no_storage": pickle_tensors.rebuild_meta,
-        "_rebuild_nested_tensor": pickle_tensors.rebuild_nested,
-        "_rebuild_wrapper_subclass": pickle_tensors.rebuild_wrapper,
-        "_rebuild_device_tensor_from_numpy": pickle_tensors.on_device,
-        "_rebuild_device_tensor_from_cpu_tensor": pickle_tensors.on_device,
-        "_rebuild_xla_tensor": pickle_tensors.on_device,
+        "_rebuild_qtensor": pickle_layouts.rebuild_qtensor,
+        "_rebuild_sparse_tensor": pickle_layouts.rebuild_sparse,
+        "_rebuild_sparse_csr_tensor": pickle_layouts.rebuild_sparse,
+        "_rebuild_meta_tensor_no_storage": pickle_layouts.rebuild_meta,
+        "_rebuild_nested_tensor": pickle_layouts.rebuild_nested,
+        "_rebuild_wrapper_subclass": pickle_layouts.rebuild_wrapper,
+        "_rebuild_device_tensor_from_numpy": pickle_layouts.on_device,
+        "_rebuild_device_tensor_from_cpu_tensor": pickle_layouts.on_device,
+        "_rebuild_xla_tensor": pickle_layouts.on_device,
     }
     table |= {"torch._utils." + name: made for name, made in tensors.items()}
     for name in ("torch.nn.parameter.Parameter", "torch.nn.Parameter"):
@@ -296,7 +298,7 @@ def _table() -> dict[str, Constructor]:
             else pickle_tensors.unset(context, args)
         )
     for name in ("UninitializedParameter", "UninitializedBuffer"):
-        table["torch.nn.parameter." + name] = pickle_tensors.uninitialized
+        table["torch.nn.parameter." + name] = pickle_layouts.uninitialized
     table["torch.autograd.variable.Variable"] = pickle_tensors.unset
     for kind in ("Float", "Double", "Half", "Long", "Int", "Short", "Char", "Byte", "BFloat16"):
         table[f"torch.{kind}Tensor"] = table[f"torch.cuda.{kind}Tensor"] = pickle_tensors.unset

@@ -16,6 +16,7 @@ from holdtrue.formats.view import LazyTensor
 from holdtrue.records.inert import InertKey, NamedReference, Record
 
 _KEY_NODES = 1000  # of one tuple key, shared parts counted each time
+_KEY_DEPTH = 50  # of tuples inside one key
 _KEY_BITS = 4096  # of one integer key: hashing takes time in its length
 _CROWD = 4096  # entries from which on collisions are looked for
 
@@ -30,14 +31,16 @@ def as_key(value: Any) -> Any:
 
 
 def _hashes_fast(value: Any) -> bool:
-    pending, seen = [value], 0
+    pending, seen = [(value, 0)], 0
     while pending:
-        item = pending.pop()
+        item, depth = pending.pop()
         seen += 1
-        if seen > _KEY_NODES:
+        if seen > _KEY_NODES or depth > _KEY_DEPTH:
             return False
         if type(item) in (tuple, frozenset):
-            pending.extend(item if len(item) <= _KEY_NODES else [None] * (_KEY_NODES + 1))
+            if len(item) > _KEY_NODES:
+                return False
+            pending.extend((part, depth + 1) for part in item)
         elif type(item) is int:
             if item.bit_length() > _KEY_BITS:
                 return False

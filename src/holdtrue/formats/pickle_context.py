@@ -15,10 +15,13 @@ class ArgumentsError(ValueError):
     """A known constructor with arguments it does not take; the call is kept as a record."""
 
 
+Nested = Callable[[Any, "Context"], Any]  # reads the torch file that a byte string holds
+
+
 class Context:
     """The mutable state of a walk beside its stack."""
 
-    def __init__(self, where: str, nested: Callable[[Any, "Context"], Any] | None) -> None:
+    def __init__(self, where: str, nested: Nested | None) -> None:
         self.where = where
         self.offset = 0
         self.findings: list[Finding] = []

@@ -4,7 +4,7 @@ import re
 from typing import Any
 
 import numpy as np
-from msgspec.structs import force_setattr, replace
+from msgspec.structs import replace
 
 from holdtrue.formats.pickle_context import ArgumentsError, Context
 from holdtrue.formats.pickle_tensors import shape_of
@@ -41,6 +41,14 @@ def dtype_of(value: Any) -> np.dtype[Any]:
     if not isinstance(name, str) or not _PLAIN.fullmatch(name):
         raise ArgumentsError("an array of objects or structures")
     return np.dtype(name.replace("a", "S", 1) if "a" in name[:2] else name)
+
+
+def _known_dtype(described: Any) -> np.dtype[Any] | None:
+    """The same, or None for objects and structures: those stay records, whole and inert."""
+    try:
+        return dtype_of(described)
+    except ArgumentsError:
+        return None
 
 
 def _dated(name: str, metadata: Any) -> str:
@@ -133,15 +141,21 @@ def from_buffer(context: Context, args: tuple[Any, ...]) -> Any:
     """`_frombuffer(buffer, dtype, shape, order)`, how protocol 5 spells arrays."""
     if len(args) != 4:
         raise ArgumentsError("an array with other arguments")
-    buffer, dtype, shape, order = args
-    return array(context, dtype_of(dtype), shape, buffer, order == "F", None)
+    buffer, described, shape, order = args
+    dtype = _known_dtype(described)
+    if dtype is None:
+        return Record(class_name="numpy.ndarray", args=args)
+    return array(context, dtype, shape, buffer, order == "F", None)
 
 
 def scalar(context: Context, args: tuple[Any, ...]) -> Any:
     """`scalar(dtype, bytes)`."""
     if len(args) != 2:
         raise ArgumentsError("a scalar with other arguments")
-    dtype, data = dtype_of(args[0]), raw_bytes(args[1])
+    dtype = _known_dtype(args[0])
+    if dtype is None:
+        return Record(class_name="numpy.generic", args=args)
+    data = raw_bytes(args[1])
     if isinstance(data, Storage) or len(data) != dtype.itemsize:
         raise ArgumentsError("a scalar whose bytes do not fit")
     if not dtype.itemsize:
@@ -152,8 +166,3 @@ def scalar(context: Context, args: tuple[Any, ...]) -> Any:
 def dtype_record(context: Context, args: tuple[Any, ...]) -> Record:
     """A dtype; BUILD brings its byte order."""
     return Record(class_name="numpy.dtype", args=args)
-
-
-def finish_array(record: Record, state: Any) -> None:
-    """Keep the state of an array that stays a record."""
-    force_setattr(record, "state", state)

@@ -169,13 +169,14 @@ def read_opcodes(source: PickleSource) -> Iterator[tuple[Opcode, Any, int]]:
     Raises DamageError where the bytes run out, ValueError where they make no sense.
     """
     budget = limits().opcodes
+    known, step = OPCODES.get, source.opcode
     for _ in range(budget):
-        offset = source.offset
-        code = source.opcode()
-        opcode = OPCODES.get(code)
+        offset, code = step()
+        opcode = known(code)
         if opcode is None:
             raise ValueError(f"0x{code:02x} is no opcode of any pickle protocol")
-        yield opcode, opcode.read(source) if opcode.read else None, offset
+        read = opcode.read
+        yield opcode, None if read is None else read(source), offset
         if code == 0x2E:
             return
     raise over_budget(source.where, "opcodes", budget, "pickle opcodes")

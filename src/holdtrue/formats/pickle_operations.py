@@ -48,8 +48,10 @@ _DANGEROUS_NAMES = (
     "numpy.testing._private.utils", "numpy.distutils", "pandas.eval", "pandas.read_pickle",
     "torch.classes", "torch.distributed.rpc", "torch.hub", "torch.jit", "torch.load",
     "torch.ops", "torch.package", "torch.serialization.load", "torch.storage._load_from_bytes",
-    "torch.utils.cpp_extension", "torch.utils.collect_env", "torch._dynamo", "torch._inductor",
+    "torch.utils.cpp_extension", "torch.utils.collect_env", "torch._dynamo.guards",
+    "torch._inductor",
     "torch.utils._config_module", "torch.utils.bottleneck", "torch.fx.experimental",
+    "torch.fx.graph_module", "torch._dynamo.debug_utils",
     "types.CodeType", "types.FunctionType", "types.MethodType", "typing._eval_type",
 )  # fmt: skip
 

@@ -38,6 +38,8 @@ def _join(context: Context, stack: list[Any]) -> list[Any]:
         elif len(held) >= 3 and isinstance(held[-3], dict) and isinstance(target, str):
             add_pairs(context, held[-3], [target, value])
             del held[-2:]
+        elif isinstance(target, dict):
+            del held[-1]  # a key whose value never came
         else:
             break
     return held

@@ -49,13 +49,13 @@ class PickleSource:
     def remaining(self) -> int:
         return self._end - self.offset
 
-    def opcode(self) -> int:
-        """The next opcode."""
+    def opcode(self) -> tuple[int, int]:
+        """The offset of the next opcode, and the opcode."""
         if self._position >= len(self._buffer):
             self._fill(1)
-        code = self._buffer[self._position]
-        self._position += 1
-        return code
+        position = self._position
+        self._position = position + 1
+        return self._base + position, self._buffer[position]
 
     def take(self, count: int) -> bytes:
         """The next `count` bytes."""

@@ -2,28 +2,16 @@
 
 from typing import Any
 
-import numpy as np
 from msgspec.structs import force_setattr, replace
 
 from holdtrue.formats.pickle_context import ArgumentsError, Context
 from holdtrue.formats.pickle_opcodes import Span
-from holdtrue.formats.view import Layout, LazyTensor, Piece, Quantizer, Storage
+from holdtrue.formats.view import LazyTensor, Piece, Storage
 from holdtrue.limits import limits
 from holdtrue.records.dtypes import DTYPES, product
 from holdtrue.records.inert import NamedReference, Record
 
 _LARGEST = (1 << 63) - 1
-
-_PLAIN_CLASSES = ("torch.Tensor", "torch._tensor.Tensor", "torch.tensor.Tensor")
-_PARAMETERS = ("torch.nn.parameter.Parameter", "torch.nn.Parameter")
-
-_SPARSE: dict[str, tuple[Layout, tuple[str, str]]] = {
-    "sparse_coo": ("sparse_coo", ("indices", "values")),
-    "sparse_csr": ("sparse_csr", ("crow_indices", "col_indices")),
-    "sparse_csc": ("sparse_csc", ("ccol_indices", "row_indices")),
-    "sparse_bsr": ("sparse_bsr", ("crow_indices", "col_indices")),
-    "sparse_bsc": ("sparse_bsc", ("ccol_indices", "row_indices")),
-}
 
 
 def whole_number(value: Any, least: int = 0) -> int:
@@ -55,12 +43,6 @@ def dtype_of(value: Any) -> str:
     if name not in DTYPES:
         raise ArgumentsError(f"an unknown dtype, {name[:40]}")
     return name
-
-
-def _layout_of(value: Any) -> str:
-    if isinstance(value, NamedReference):
-        return value.name.rpartition(".")[2]
-    raise ArgumentsError("a layout that is none")
 
 
 def device_of(value: Any) -> str:
@@ -168,149 +150,10 @@ def rebuild_tensor_v3(context: Context, args: tuple[Any, ...]) -> LazyTensor:
 
 def rebuild_parameter(context: Context, args: tuple[Any, ...]) -> LazyTensor:
     """`_rebuild_parameter(data, requires_grad, hooks[, state])`, and the class called itself."""
-    data = _tensor(args[0] if args else None)
+    data = tensor_of(args[0] if args else None)
     requires_grad = args[1] if len(args) > 1 else True
     state = args[3] if len(args) > 3 and args[3] else data.state
     return replace(data, parameter=True, requires_grad=requires_grad is True, state=state)
-
-
-def rebuild_qtensor(context: Context, args: tuple[Any, ...]) -> LazyTensor:
-    """A quantised tensor: its integers are strided, its scales are components."""
-    if len(args) < 6:
-        raise ArgumentsError("a quantised tensor with too few arguments")
-    storage, offset, size, stride, quantizer_args, requires_grad, *_ = args
-    plain = strided(context, storage, offset, size, stride, requires_grad)
-    scheme, *rest = (
-        quantizer_args if isinstance(quantizer_args, tuple) and quantizer_args else (None,)
-    )
-    if not isinstance(scheme, NamedReference):
-        raise ArgumentsError("a quantised tensor without its scheme")
-    name = scheme.name.rpartition(".")[2]
-    if len(rest) == 2 and type(rest[0]) is float and type(rest[1]) is int:
-        quantizer = Quantizer(scheme=name, scale=rest[0], zero_point=rest[1])
-        return replace(plain, layout="quantized", quantizer=quantizer)
-    if len(rest) != 3:
-        raise ArgumentsError("quantizer arguments that are none")
-    axis = whole_number(rest[2])
-    parts = {"scales": _numbers(context, rest[0]), "zero_points": _numbers(context, rest[1])}
-    if axis >= len(plain.shape) or any(p.shape != (plain.shape[axis],) for p in parts.values()):
-        raise ArgumentsError("scales that do not fit their axis")
-    quantizer = Quantizer(scheme=name, axis=axis)
-    return replace(plain, layout="quantized", quantizer=quantizer, components=parts)
-
-
-def rebuild_sparse(context: Context, args: tuple[Any, ...]) -> LazyTensor:
-    """`_rebuild_sparse_tensor(layout, data)` and the older name for CSR."""
-    if len(args) != 2 or not isinstance(args[1], tuple):
-        raise ArgumentsError("a sparse tensor with other arguments")
-    name, data = _layout_of(args[0]), args[1]
-    if name not in _SPARSE:
-        raise ArgumentsError(f"an unknown sparse layout, {name[:40]}")
-    layout, names = _SPARSE[name]
-    if layout == "sparse_coo":
-        if len(data) not in (3, 4):
-            raise ArgumentsError("a sparse tensor with other arguments")
-        parts = {"indices": _tensor(data[0]), "values": _tensor(data[1])}
-        shape = shape_of(data[2])
-        state = {"is_coalesced": data[3]} if len(data) > 3 else None
-    else:
-        if len(data) != 4:
-            raise ArgumentsError("a sparse tensor with other arguments")
-        first, second, values = (_tensor(part) for part in data[:3])
-        parts = {names[0]: first, names[1]: second, "values": values}
-        shape, state = shape_of(data[3]), None
-    values = parts["values"]
-    return LazyTensor(
-        dtype=values.dtype,
-        shape=shape,
-        stride=(),
-        layout=layout,
-        device=values.device,
-        requires_grad=values.requires_grad,
-        components=parts,
-        state=state,
-    )
-
-
-def rebuild_meta(context: Context, args: tuple[Any, ...]) -> LazyTensor:
-    """A tensor on the meta device: a shape without bytes."""
-    if len(args) != 4:
-        raise ArgumentsError("a meta tensor with other arguments")
-    return LazyTensor(
-        dtype=dtype_of(args[0]),
-        shape=shape_of(args[1]),
-        stride=shape_of(args[2]),
-        layout="meta",
-        device="meta",
-        requires_grad=args[3] is True,
-    )
-
-
-def rebuild_nested(context: Context, args: tuple[Any, ...]) -> LazyTensor:
-    """A nested tensor: one buffer, and the sizes, strides and offsets of its parts."""
-    if len(args) != 4:
-        raise ArgumentsError("a nested tensor with other arguments")
-    names = ("values", "sizes", "strides", "storage_offsets")
-    parts = {name: _tensor(arg) for name, arg in zip(names, args, strict=True)}
-    values = parts["values"]
-    return LazyTensor(
-        dtype=values.dtype,
-        shape=values.shape,
-        stride=(),
-        layout="nested",
-        device=values.device,
-        requires_grad=values.requires_grad,
-        components=parts,
-    )
-
-
-def rebuild_wrapper(context: Context, args: tuple[Any, ...]) -> LazyTensor:
-    """A wrapper subclass: a shape in front; the tensors are in the state that follows."""
-    if len(args) != 8:
-        raise ArgumentsError("a wrapper subclass with other arguments")
-    cls, dtype, size, stride, _, _, device, requires_grad = args
-    if not isinstance(cls, NamedReference):
-        raise ArgumentsError("a wrapper subclass without its class")
-    context.would("import", cls.name, cls)
-    return LazyTensor(
-        dtype=dtype_of(dtype),
-        shape=shape_of(size),
-        stride=shape_of(stride),
-        layout="subclass",
-        device=device_of(device),
-        requires_grad=requires_grad is True,
-        class_name=cls.name,
-    )
-
-
-def on_device(context: Context, args: tuple[Any, ...]) -> LazyTensor:
-    """A tensor that was moved to the CPU, or to NumPy, to be saved."""
-    if len(args) != 4:
-        raise ArgumentsError("a device tensor with other arguments")
-    data, dtype = _tensor(args[0]), dtype_of(args[1])
-    if data.dtype != dtype:  # torch converts while loading; these bytes are what is in the file
-        context.note("dtype-converted", f"the file holds {data.dtype}, torch makes it {dtype}")
-    return replace(data, device=device_of(args[2]), requires_grad=args[3] is True, numpy=None)
-
-
-def as_class(context: Context, data: Any, cls: Any, state: Any) -> LazyTensor:
-    """What `_rebuild_from_type_v2` does after it has called its function."""
-    if not isinstance(cls, NamedReference):
-        raise ArgumentsError("a tensor class that is none")
-    tensor, kept = _tensor(data), state if state else None
-    if cls.name in _PLAIN_CLASSES:
-        return replace(tensor, state=kept)
-    if cls.name in _PARAMETERS:
-        return replace(tensor, parameter=True, state=kept)
-    return replace(tensor, class_name=cls.name, state=kept)
-
-
-def uninitialized(context: Context, args: tuple[Any, ...]) -> LazyTensor:
-    """A lazy module's parameter that has no shape yet."""
-    requires_grad = bool(args) and args[0] is True
-    return LazyTensor(
-        dtype="float32", shape=(), stride=(), layout="uninitialized", requires_grad=requires_grad
-    )
 
 
 def unset(context: Context, args: tuple[Any, ...]) -> LazyTensor:
@@ -318,7 +161,7 @@ def unset(context: Context, args: tuple[Any, ...]) -> LazyTensor:
     if args and is_storage(args[0]):
         return strided(context, args[0], 0, (args[0].shape[0],), (1,))
     if args:
-        return _tensor(args[0])
+        return tensor_of(args[0])
     return LazyTensor(dtype="float32", shape=(0,), stride=(1,))
 
 
@@ -342,20 +185,8 @@ def become(tensor: LazyTensor, other: LazyTensor) -> None:
         force_setattr(tensor, name, getattr(other, name))
 
 
-def _tensor(value: Any) -> LazyTensor:
+def tensor_of(value: Any) -> LazyTensor:
+    """The value, where it is a tensor and no storage."""
     if not isinstance(value, LazyTensor) or is_storage(value):
         raise ArgumentsError("something else where a tensor belongs")
     return value
-
-
-def _numbers(context: Context, value: Any) -> LazyTensor:
-    """Scales as a tensor, or as the list that older files hold."""
-    if isinstance(value, LazyTensor):
-        return value
-    if not isinstance(value, list) or not all(type(v) in (int, float) for v in value):
-        raise ArgumentsError("scales that are no numbers")
-    kind = "int64" if all(type(v) is int for v in value) else "float64"
-    data = np.array(value, "<i8" if kind == "int64" else "<f8").tobytes()
-    context.spend_bytes(len(data))
-    storage = Storage(key=context.fresh_key(), file="", offset=0, nbytes=len(data), inline=data)
-    return row(storage, kind, len(value))

@@ -125,7 +125,7 @@ def _metadata(records: Records, name: str) -> dict[str, Any]:
         if isinstance(program.get(key), (str, dict)):
             about[key] = program[key]
     if isinstance(about.get("torch_version"), str):
-        about["writer"] = f"torch {about['torch_version'][:40]}"
+        about["producer"] = f"torch {about['torch_version'][:40]}"
     graph = program.get("graph_module")
     signature = graph.get("signature") if isinstance(graph, dict) else None
     specs = signature.get("input_specs") if isinstance(signature, dict) else None

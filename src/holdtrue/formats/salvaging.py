@@ -22,14 +22,21 @@ from holdtrue.formats import (
     torch_zip,
 )
 from holdtrue.formats.detect import Kind, detect
-from holdtrue.formats.opening import READERS
+from holdtrue.formats.opening import reader_of
 from holdtrue.formats.pickle_tensors import row
-from holdtrue.formats.source import open_source
+from holdtrue.formats.source import open_source, read_bytes
 from holdtrue.formats.tensor_bytes import element_bytes
 from holdtrue.formats.verifying import check_storage, missing_bytes, parts
 from holdtrue.formats.view import LazyTensor, Piece, View
-from holdtrue.formats.zip_archive import Archive, read_directory, storage_of
+from holdtrue.formats.zip_archive import (
+    LOCAL_SIGNATURE,
+    Archive,
+    read_directory,
+    read_local,
+    storage_of,
+)
 from holdtrue.formats.zip_scan import scan_local_headers
+from holdtrue.limits import KIB
 from holdtrue.records.inert import Record
 
 
@@ -55,13 +62,14 @@ def salvage(path: str) -> Salvaged:
     """Everything of a file that can be trusted. Raises OpenError where it is no checkpoint,
     DamageError where nothing at all is left of it."""
     detected = detect(path)
-    view = _READERS.get(detected.kind, READERS[detected.kind])(detected.path)
+    view = _READERS.get(detected.kind, reader_of(detected.kind))(detected.path)
     verdicts: dict[tuple[str, int, int, int | None], str | None] = {}
     lost: list[Lost] = []
     for name, tensor in view.tensors.items():
         found = _loss(name, tensor, verdicts)
         if found is not None:
             lost.append(found)
+    lost = _less_what_is_there(view, lost)
     gone = {entry.path for entry in lost}
     kept = {name: tensor for name, tensor in view.tensors.items() if name not in gone}
     unnamed = _unnamed(view) if detected.kind in ("torch-zip", "torchscript") else {}
@@ -105,6 +113,31 @@ def _absent(piece: Piece) -> int:
         return storage.nbytes
     held = storage.nbytes if storage.stored is None else storage.stored
     return min(held, max(0, storage.offset + held - size))
+
+
+def _less_what_is_there(view: View, lost: list[Lost]) -> list[Lost]:
+    """Some bytes are there of the record that a zip was cut within; its header names it."""
+    if view.format != "torch-zip" or not lost:
+        return lost
+    entries = _archive(view.path).entries
+    end = max((entry.offset + entry.stored for entry in entries), default=0)
+    found = read_bytes(view.path, end, 4 * KIB).find(LOCAL_SIGNATURE)
+    with open_source(view.path) as file:
+        size = file.seek(0, 2)
+        local = read_local(file, end + found, size) if found >= 0 else None
+    if local is None:
+        return lost
+    name, offset = local[0].partition("/")[2], local[-1]
+    there = max(0, size - offset)
+
+    def holds(entry: Lost) -> bool:
+        pieces = (piece for part in parts(view.tensors[entry.path]) for piece in part.pieces)
+        return any(piece.storage.key == name and not piece.storage.nbytes for piece in pieces)
+
+    return [
+        replace(entry, missing=max(1, entry.missing - there)) if holds(entry) else entry
+        for entry in lost
+    ]
 
 
 def _without(tree: Any, gone: set[int]) -> Any:

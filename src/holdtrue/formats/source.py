@@ -16,6 +16,8 @@ _SPECIAL = {
     stat.S_IFCHR: "a character device",
     stat.S_IFBLK: "a block device",
 }
+_UNWAITING = getattr(os, "O_NONBLOCK", 0)  # POSIX only
+_BINARY = getattr(os, "O_BINARY", 0)  # Windows only
 _NEIGHBOURS = 10_000  # names of a folder that are looked through for one that is meant
 
 
@@ -44,6 +46,7 @@ def inspect_path(path: str) -> os.stat_result:
     except ValueError:
         raise refuse(
             path, "path-missing", "the path holds a zero character",
+            "no file system has such names; the path was cut together from something else",
             fix="give a path as the file system knows it",
         ) from None  # fmt: skip
     except OSError as error:
@@ -69,7 +72,7 @@ def open_source(path: str) -> BinaryIO:
         )  # fmt: skip
     try:
         # Non-blocking, so that a pipe put there since it was looked at cannot hang the process.
-        number = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | os.O_CLOEXEC)
+        number = os.open(path, os.O_RDONLY | _UNWAITING | _BINARY)
         return os.fdopen(number, "rb")
     except OSError as error:
         raise _unreachable(path, error) from None

@@ -14,9 +14,10 @@ import xxhash
 
 from holdtrue.errors import DamageError, fail
 from holdtrue.findings import Finding
+from holdtrue.formats.pieces import blocks, cut, far_axis, is_contiguous, reach, without
 from holdtrue.formats.view import LazyTensor, Piece, Storage
 from holdtrue.limits import KIB, MIB, limits
-from holdtrue.records.dtypes import DTYPES, contiguous_stride, product
+from holdtrue.records.dtypes import DTYPES, product
 
 # Elements are moved as opaque numbers of their size, so that no NaN payload is ever touched.
 _OPAQUE = {1: "u1", 2: "<u2", 4: "<u4", 8: "<u8"}
@@ -42,7 +43,7 @@ def tensor_chunks(tensor: LazyTensor) -> Iterator[Bytes]:
         whole = read_tensor(tensor)  # a compressed record has no way in but from its start
         yield from (whole[at : at + step] for at in range(0, len(whole), step))
         return
-    for start, shape in _blocks(tensor.shape, step // max(1, element_bytes(tensor)) or 1):
+    for start, shape in blocks(tensor.shape, step // max(1, element_bytes(tensor)) or 1):
         yield read_box(tensor, start, shape)
 
 
@@ -55,7 +56,7 @@ def read_box(tensor: LazyTensor, start: tuple[int, ...], shape: tuple[int, ...])
     if not count or not itemsize:
         return np.empty(0, np.uint8)
     _check_expansion(tensor, itemsize)
-    parts = [part for piece in tensor.pieces if (part := _cut(piece, start, shape)) is not None]
+    parts = [part for piece in tensor.pieces if (part := cut(piece, start, shape)) is not None]
     if sum(product(part.shape) for part in parts) != count:
         raise _damage(
             tensor.pieces[0].storage,
@@ -88,9 +89,9 @@ def read_piece(piece: Piece, itemsize: int) -> Bytes:
     end = (last + 1) * itemsize
     if first < 0 or end > piece.storage.nbytes:
         raise _short(piece.storage, end, piece.storage.nbytes)
-    if _is_contiguous(piece):
+    if is_contiguous(piece):
         return read_storage(piece.storage, first * itemsize, end - first * itemsize)
-    axis = _far_axis(piece, itemsize)
+    axis = far_axis(piece, itemsize, _ROW_GAP)
     if axis is not None:
         return _read_rows(piece, itemsize, axis)
     data = read_storage(piece.storage, first * itemsize, end - first * itemsize)
@@ -166,71 +167,12 @@ def _with_lazy_bits(tensor: LazyTensor, data: Bytes) -> Bytes:
     return numbers.view(np.uint8)
 
 
-def _blocks(shape: tuple[int, ...], most: int) -> Iterator[tuple[tuple[int, ...], tuple[int, ...]]]:
-    """Boxes of at most `most` elements that follow one another in C order."""
-    if not product(shape):
-        return
-    axis, inner = len(shape), 1  # the axes from `axis` on fit into one block together
-    while axis and inner * shape[axis - 1] <= most:
-        axis -= 1
-        inner *= shape[axis]
-    if not axis:
-        yield (0,) * len(shape), shape
-        return
-    rows = max(1, most // inner)
-    tail = shape[axis:]
-    for lead in np.ndindex(*shape[: axis - 1]):
-        for row in range(0, shape[axis - 1], rows):
-            size = min(rows, shape[axis - 1] - row)
-            yield (*lead, row, *(0 for _ in tail)), (*(1 for _ in lead), size, *tail)
-
-
-def _cut(piece: Piece, start: tuple[int, ...], shape: tuple[int, ...]) -> Piece | None:
-    """The part of a piece that lies in the box, if any."""
-    low = tuple(map(max, piece.start, start))
-    high = [min(s + n, b + m) for s, n, b, m in zip(piece.start, piece.shape, start, shape,
-                                                    strict=True)]  # fmt: skip
-    size = tuple(h - lo for h, lo in zip(high, low, strict=True))
-    if any(n <= 0 for n in size):
-        return None
-    skipped = zip(low, piece.start, piece.stride, strict=True)
-    offset = piece.offset + sum((lo - s) * step for lo, s, step in skipped)
-    return Piece(start=low, shape=size, storage=piece.storage, offset=offset, stride=piece.stride)
-
-
-def reach(shape: tuple[int, ...], stride: tuple[int, ...], offset: int) -> tuple[int, int]:
-    """The lowest and the highest element that a non-empty box touches."""
-    first = last = offset
-    for size, step in zip(shape, stride, strict=True):
-        reach = (size - 1) * step
-        first, last = first + min(reach, 0), last + max(reach, 0)
-    return first, last
-
-
-def _is_contiguous(piece: Piece) -> bool:
-    wanted = contiguous_stride(piece.shape)
-    return all(
-        size == 1 or a == b for size, a, b in zip(piece.shape, piece.stride, wanted, strict=True)
-    )
-
-
-def _far_axis(piece: Piece, itemsize: int) -> int | None:
-    """The axis whose rows lie far apart, where reading row by row skips much of the file."""
-    if piece.storage.codec != "raw" or not piece.shape:
-        return None
-    axis = max(range(len(piece.shape)), key=lambda a: (piece.shape[a] > 1, abs(piece.stride[a])))
-    rest = _without(piece.shape, axis), _without(piece.stride, axis)
-    first, last = reach(*rest, 0)
-    gap = (abs(piece.stride[axis]) - (last - first + 1)) * itemsize
-    return axis if piece.shape[axis] > 1 and gap > _ROW_GAP else None
-
-
 def _read_rows(piece: Piece, itemsize: int, axis: int) -> Bytes:
-    shape, stride = _without(piece.shape, axis), _without(piece.stride, axis)
+    shape, stride = without(piece.shape, axis), without(piece.stride, axis)
     rows = np.empty((piece.shape[axis], product(shape)), _opaque(itemsize))
     for index, row in enumerate(rows):
         part = Piece(
-            start=_without(piece.start, axis),
+            start=without(piece.start, axis),
             shape=shape,
             storage=piece.storage,
             offset=piece.offset + index * piece.stride[axis],
@@ -240,10 +182,6 @@ def _read_rows(piece: Piece, itemsize: int, axis: int) -> Bytes:
     apart = rows.reshape(-1, *(size for size in shape if size != 1))
     moved = np.moveaxis(apart, 0, sum(size != 1 for size in piece.shape[:axis]))
     return np.ascontiguousarray(moved).reshape(-1).view(np.uint8)
-
-
-def _without(sizes: tuple[int, ...], axis: int) -> tuple[int, ...]:
-    return sizes[:axis] + sizes[axis + 1 :]
 
 
 def _opaque(itemsize: int) -> str:
@@ -292,14 +230,14 @@ def _inflated(storage: Storage, most: int) -> Iterator[bytes]:
     """The inflated record in blocks, at most `most` bytes of it."""
     engine = zlib.decompressobj(-zlib.MAX_WBITS)
     packed_at, step = 0, min(limits().chunk_bytes, MIB)
-    packed = b""
+    packed, block = b"", b""
     while most > 0 and not engine.eof:
-        if not packed:
-            count = min(step, (storage.stored or 0) - packed_at)
-            if count <= 0:
-                return
+        count = min(step, (storage.stored or 0) - packed_at)
+        if not packed and count > 0:
             packed = _read_raw(_as_stored(storage), packed_at, count).tobytes()
             packed_at += count
+        elif not packed and not block:  # nothing is left to come, not even from within zlib
+            return
         try:
             block = engine.decompress(packed, min(most, step))
         except zlib.error as error:

@@ -1,11 +1,10 @@
 """torch's persistent ids: which storage a tensor lies on, and of what dtype it is."""
 
-from collections.abc import Callable
 from typing import Any
 
 from msgspec import Struct
 
-from holdtrue.formats.pickle_tensors import row, swap_unit
+from holdtrue.formats.pickle_tensors import row
 from holdtrue.formats.view import LazyTensor, Piece, Storage
 from holdtrue.records.dtypes import DTYPES
 from holdtrue.records.inert import NamedReference
@@ -100,10 +99,3 @@ def storage_tensor(found: StorageId, storage: Storage) -> LazyTensor:
         dtype=found.dtype, shape=(numel,), stride=(1,), pieces=(piece,), device=found.location,
         class_name=found.class_name,
     )  # fmt: skip
-
-
-def swapped(storage: Callable[..., Storage], dtype: str, big_endian: bool) -> Storage:
-    """A storage with its unit of byte swapping, which is the dtype's when it was written."""
-    if not big_endian:
-        return storage()
-    return storage(big_endian=True, itemsize=swap_unit(dtype))

@@ -56,7 +56,7 @@ def read(path: str) -> View:
     source = _source(path, members, "pickle")
     walked = walk(source, persistent=persistent, where=f"{path}: pickle")
     about: dict[str, Any] = {
-        "writer": "torch before 0.1.10",
+        "producer": "torch before 0.1.10",
         "byteorder": "little",
         "protocol": walked.protocol,
         "would_run": list(walked.would_run),

@@ -120,6 +120,7 @@ def read_archive(archive: Archive, *, salvage: bool = False, prefix: str = "") -
     walked = walk_record(records, "data.pkl", "data/", salvage=salvage)
     about |= {"protocol": walked.protocol, "would_run": list(walked.would_run)}
     about |= describe_tree(walked.value)
+    records.findings += _unexpected(records)
     return View(
         path=archive.path,
         format="torch-zip",
@@ -164,7 +165,7 @@ def describe_records(records: Records) -> dict[str, Any]:
         )  # fmt: skip
     version, layout = records.text("version"), records.text(".format_version")
     about: dict[str, Any] = {
-        "writer": _writer(order, layout),
+        "producer": _producer(order, layout),
         "byteorder": order or "little",
         "archive_version": version,
     }
@@ -176,7 +177,26 @@ def describe_records(records: Records) -> dict[str, Any]:
     return about | {key: value for key, value in extras.items() if value is not None}
 
 
-def _writer(order: str | None, layout: str | None) -> str:
+def _unexpected(records: Records) -> list[Finding]:
+    """Records that torch.save does not write: a second pickle may hide in one."""
+    known = ("data.pkl", "version", "byteorder", ".format_version", ".storage_alignment")
+    names = [
+        name
+        for name in records.names()
+        if name not in known and not name.startswith(("data/", ".data/"))
+    ]
+    outside = len(records.archive.entries) - len(records.names())
+    if not names and not outside:
+        return []
+    shown = ", ".join(name[:60] for name in names[:5]) or "outside the archive's folder"
+    return [
+        finding("unexpected-record", "warning", records.archive.path,
+                f"{len(names) + outside:,} records are not of the kind that torch.save writes",
+                f"they were not read: {shown}")
+    ]  # fmt: skip
+
+
+def _producer(order: str | None, layout: str | None) -> str:
     if layout is not None:
         return "torch 2.7 or later"
     return "torch 2.1 to 2.6" if order is not None else "torch 1.6 to 2.0"
@@ -190,4 +210,10 @@ def walk_record(records: Records, name: str, folder: str, *, salvage: bool = Fal
 
     data = records.read(name) or b""
     where = records.where(name)
-    return walk(data, persistent=persistent, where=where, salvage=salvage, nested=read_nested)
+    walked = walk(data, persistent=persistent, where=where, salvage=salvage, nested=read_nested)
+    if walked.complete and walked.end < len(data):
+        records.findings.append(
+            finding("trailing-bytes", "warning", f"{where}: byte {walked.end}",
+                    f"{len(data) - walked.end:,} bytes follow the pickle", "they were not read")
+        )  # fmt: skip
+    return walked

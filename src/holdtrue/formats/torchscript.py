@@ -33,6 +33,7 @@ def read(path: str) -> View:
     archive = read_directory(path)
     records = open_records(archive, "data.pkl")
     about = describe_records(records)
+    ordered = records.entry("byteorder") is not None
     walked = walk_record(records, "data.pkl", "data/")
     findings = list(walked.findings)
     tree: dict[str, Any] = {"module": walked.value}
@@ -46,7 +47,7 @@ def read(path: str) -> View:
     classes = script_classes(records)
     names = state_names(walked.value, classes, path)
     about |= {
-        "writer": about["writer"].replace("torch", "TorchScript of torch", 1),
+        "producer": "torch.jit of torch " + ("2.1 or later" if ordered else "1.4 to 2.0"),
         "protocol": walked.protocol,
         "kind": "torchscript",
         "class": walked.value.class_name if isinstance(walked.value, Record) else None,

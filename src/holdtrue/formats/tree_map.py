@@ -9,20 +9,28 @@ from msgspec.structs import replace
 from holdtrue.formats.pickle_source import over_budget
 from holdtrue.formats.view import LazyTensor
 from holdtrue.limits import limits
-from holdtrue.records.inert import InertKey, Record
+from holdtrue.records.inert import InertKey, NamedReference, Record
 
 
-def map_tensors(tree: Any, build: Callable[[LazyTensor], Any], where: str) -> Any:
+def map_tensors(
+    tree: Any,
+    build: Callable[[LazyTensor], Any],
+    where: str,
+    revive: Callable[[Any], Any] = lambda inert: inert,
+) -> Any:
     """A copy of the tree in which `build` has made something of each tensor, once for each.
 
+    `revive` may make something of records and references; by default they stay inert.
     Raises OpenError for a tree that is nested deeper than the limits allow.
     """
-    return _Mapping(build, where).map(tree, 0)
+    return _Mapping(build, revive, where).map(tree, 0)
 
 
 class _Mapping:
-    def __init__(self, build: Callable[[LazyTensor], Any], where: str) -> None:
-        self.build, self.where = build, where
+    def __init__(
+        self, build: Callable[[LazyTensor], Any], revive: Callable[[Any], Any], where: str
+    ) -> None:
+        self.build, self.revive, self.where = build, revive, where
         self.made: dict[int, Any] = {}
 
     def map(self, node: Any, depth: int) -> Any:
@@ -49,14 +57,15 @@ class _Mapping:
         if type(node) in (tuple, set, frozenset):
             return type(node)(self.map(v, depth) for v in node)
         if isinstance(node, Record):
-            return replace(
+            mapped = replace(
                 node,
                 args=tuple(self.map(v, depth) for v in node.args),
                 kwargs={k: self.map(v, depth) for k, v in node.kwargs.items()},
                 state=self.map(node.state, depth),
                 items=self.map(node.items, depth),
             )
-        return node
+            return self.revive(mapped)
+        return self.revive(node) if isinstance(node, NamedReference) else node
 
     def _dict(self, node: dict[Any, Any], depth: int) -> Any:
         made: Any

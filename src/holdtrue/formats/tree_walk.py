@@ -159,7 +159,7 @@ def first_places(tree: Any, values: list[Any], where: str) -> dict[int, str]:
         if id(node) in wanted:
             places.setdefault(id(node), path or "the top")
         for name, part in children(node):
-            if id(part) in wanted:
+            if id(part) in wanted and not _is_inner(part):
                 places.setdefault(id(part), f"{path}/{name}" if path else name)
     return places
 

@@ -11,10 +11,11 @@ from msgspec.structs import replace
 
 from holdtrue.errors import HoldtrueError
 from holdtrue.findings import Finding, Report, report
-from holdtrue.formats.tensor_bytes import digest_mismatch, element_bytes, reach, storage_chunks
+from holdtrue.formats.pieces import reach
+from holdtrue.formats.tensor_bytes import digest_mismatch, element_bytes, storage_chunks
 from holdtrue.formats.tree_walk import each_node
 from holdtrue.formats.view import LazyTensor, Piece, Storage, View
-from holdtrue.formats.zip_archive import Entry, read_directory, storage_of
+from holdtrue.formats.zip_archive import read_directory, storage_of
 from holdtrue.records.dtypes import product
 
 Progress = Callable[[int], None]  # called with the number of bytes just read
@@ -29,14 +30,16 @@ def verify_view(view: View, progress: Progress | None = None) -> Report:
     if not any(finding.code == "tensor-past-storage" for finding in findings):
         for path, tensor in view.tensors.items():
             findings += _check_extent(view, path, tensor)
-    checked: set[tuple[str, int, int]] = set()
     if view.format in _ZIPS:
-        found, unproven = _check_records(view.path, checked, progress)
+        found, unproven = _check_records(view.path, progress)
         findings += found
+    checked: set[tuple[str, int, int]] = set()
     for storage in _storages(view):
         place = (storage.file, storage.offset, storage.nbytes)
         if place in checked or not storage.file:
             continue
+        if view.format in _ZIPS and storage.file == view.path:
+            continue  # within a record, which was checked as a whole
         checked.add(place)
         finding = check_storage(storage, progress)
         if finding is not None:
@@ -111,9 +114,7 @@ def _check_extent(view: View, path: str, tensor: LazyTensor) -> Iterator[Finding
             )  # fmt: skip
 
 
-def _check_records(
-    path: str, checked: set[tuple[str, int, int]], progress: Progress | None
-) -> tuple[list[Finding], int]:
+def _check_records(path: str, progress: Progress | None) -> tuple[list[Finding], int]:
     """Every record of an archive, those that hold no tensor too. torch.load checks none."""
     try:
         archive = read_directory(path)
@@ -127,14 +128,9 @@ def _check_records(
         finding = check_storage(storage, progress)
         if finding is not None:
             findings.append(replace(finding, where=f"{path}: {entry.name}"))
-        elif _unproven_record(entry):
+        elif entry.crc32 is None and entry.nbytes:
             unproven += 1
-        checked.add((storage.file, storage.offset, storage.nbytes))
     return findings, unproven
-
-
-def _unproven_record(entry: Entry) -> bool:
-    return entry.crc32 is None and entry.nbytes > 0
 
 
 def _unproven(view: View, count: int) -> list[str]:

@@ -59,10 +59,6 @@ class Archive(Struct, frozen=True, kw_only=True):
     entries: tuple[Entry, ...]
     findings: tuple[Finding, ...] = ()
 
-    def find(self, name: str) -> Entry | None:
-        """The entry of this name; the first of several, as torch takes it."""
-        return next((entry for entry in self.entries if entry.name == name), None)
-
 
 class Readable(Protocol):
     """What is needed of a file; a `Region` of one will do."""

@@ -1,15 +1,20 @@
 """What a zip archive is, by the names in it: torch's several kinds, NumPy's, or someone else's."""
 
+import re
+from pathlib import Path
 from typing import Literal
 
 from holdtrue.errors import DamageError, OpenError
 from holdtrue.formats import signatures
-from holdtrue.formats.source import open_source, refuse
-from holdtrue.formats.zip_archive import Archive, read_directory, read_local
+from holdtrue.formats.source import open_source, read_bytes, refuse
+from holdtrue.formats.zip_archive import LOCAL_SIGNATURE, Archive, read_directory, read_local
+from holdtrue.limits import MIB
 
 ZipKind = Literal["torch-zip", "torchscript", "pt2", "npz"]
 
 _ENCRYPTED = 0x0001
+_ANOTHER = re.compile(rb"PK\x05\x06.{16}\0\0PK\x03\x04", re.DOTALL)  # an end, then a beginning
+_SEARCHED = 16 * MIB
 
 
 def name_zip(path: str) -> ZipKind:
@@ -19,6 +24,10 @@ def name_zip(path: str) -> ZipKind:
     except DamageError:
         return _by_first_record(path)
     names = [entry.name for entry in archive.entries]
+    if not names and archive.findings:  # the directory is there, and points at nothing
+        if _ANOTHER.search(read_bytes(path, 0, _SEARCHED)):
+            raise _in_a_row(path)
+        return _by_first_record(path)
     if not names:
         raise refuse(
             path, "file-empty", "the file is an empty zip archive", "it holds no records",
@@ -27,6 +36,8 @@ def name_zip(path: str) -> ZipKind:
     kind = kind_of_names(names)
     if kind is None:
         raise _foreign(path, archive, names)
+    if _is_one_of_several(archive):
+        raise _in_a_row(path)
     return kind
 
 
@@ -38,6 +49,8 @@ def kind_of_names(names: list[str]) -> ZipKind | None:
     if "data.pkl" in inside:
         scripted = "constants.pkl" in inside or any(name.startswith("code/") for name in inside)
         return "torchscript" if scripted else "torch-zip"
+    if "version" in inside and any(re.fullmatch(r"data/\d+", name) for name in inside):
+        return "torch-zip"  # its pickle is lost
     if any(name.startswith("data/weights/") or name == "models/model.json" for name in inside):
         return "pt2"
     if all(name.endswith(".npy") for name in names):
@@ -63,6 +76,29 @@ def _by_first_record(path: str) -> ZipKind:
 
 def _without_folder(name: str) -> str:
     return name.partition("/")[2] or name
+
+
+def _is_one_of_several(archive: Archive) -> bool:
+    """Whether records stand before those of the directory, or begin again behind them."""
+    if min(entry.header_offset for entry in archive.entries) > 0:
+        return True
+    end = max(entry.offset + entry.stored for entry in archive.entries)
+    return LOCAL_SIGNATURE in read_bytes(archive.path, end, MIB)
+
+
+def _in_a_row(path: str) -> OpenError:
+    """Several archives behind one another are how torch.distributed.checkpoint lays out a shard."""
+    folder = Path(path).parent
+    whole = (folder / ".metadata").is_file()
+    return refuse(
+        path,
+        "shard-alone",
+        "the file is a shard of a distributed checkpoint",
+        "it holds several archives in a row, each a piece of a tensor; which, says .metadata",
+        f"open the directory {folder}"
+        if whole
+        else "copy its .metadata beside it, open the folder",
+    )
 
 
 def _foreign(path: str, archive: Archive, names: list[str]) -> OpenError:

@@ -14,7 +14,6 @@ from msgspec import Struct, field
 from holdtrue.errors import DamageError, HoldtrueError, OpenError, fail
 from holdtrue.findings import Finding
 from holdtrue.limits import limits
-from holdtrue.records.dtypes import DTYPES
 from holdtrue.records.recipe import Rebuild
 
 FORMAT = "holdtrue"
@@ -23,7 +22,6 @@ NAME = "manifest.json"
 
 _TAIL = re.compile(rb',"xxh3_128":"([0-9a-f]{32})"}\n\Z')
 _HEAD = re.compile(rb'\A\{"format":"([^"\\]{1,40})","version":([0-9]{1,9})[,}]')
-_FILE_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,199}\Z")
 
 
 class Chunk(Struct, frozen=True, kw_only=True, omit_defaults=True):
@@ -127,7 +125,8 @@ def encode_manifest(manifest: Manifest) -> bytes:
 
 
 def decode_manifest(raw: bytes, where: str) -> Manifest:
-    """The checked manifest. Raises OpenError for a newer version, else DamageError."""
+    """The manifest, its digest and types checked. Raises OpenError for a newer version, else
+    DamageError. What it says is checked by `records/consistency.py`."""
     if len(raw) > limits().manifest_bytes:
         raise _damaged(where, f"it has {len(raw):,} bytes; {limits().manifest_bytes:,} are allowed")
     tail = _TAIL.search(raw)
@@ -145,46 +144,7 @@ def decode_manifest(raw: bytes, where: str) -> Manifest:
         raise _damaged(where, f"it does not follow the format: {error}") from None
     if manifest.format != FORMAT or not 1 <= manifest.version <= VERSION:
         raise _damaged(where, f"it says format {manifest.format!r}, version {manifest.version}")
-    _check(manifest, where)
     return manifest
-
-
-def _check(manifest: Manifest, where: str) -> None:
-    """References resolve, names stay inside the directory, counts are within budget."""
-    if len(manifest.tensors) > limits().entries:
-        raise _damaged(where, f"it lists {len(manifest.tensors):,} tensors")
-    for name in manifest.files:
-        if not is_file_name(name):
-            raise _damaged(where, f"it names the file {name[:80]!r}, which is not a plain name")
-    for key, tensor in manifest.tensors.items():
-        problem = _tensor_problem(tensor, manifest)
-        if problem:
-            raise _damaged(where, f"tensor {key[:200]!r} {problem}")
-
-
-def _tensor_problem(tensor: TensorRecord, manifest: Manifest) -> str | None:
-    if tensor.numpy is None and tensor.dtype not in DTYPES:
-        return f"has the unknown dtype {tensor.dtype[:40]!r}"
-    if len(tensor.shape) > limits().dimensions:
-        return f"has {len(tensor.shape)} dimensions"
-    if any(not 0 <= size < 1 << 63 for size in tensor.shape):
-        return "has a size that is not one"
-    if tensor.stride is not None and len(tensor.stride) != len(tensor.shape):
-        return "has a stride that does not fit its shape"
-    for chunk in tensor.chunks:
-        if chunk.file not in manifest.files:
-            return f"is stored in {chunk.file[:80]!r}, which is not listed"
-    for key in tensor.components.values():
-        part = manifest.tensors.get(key)
-        # Components are one level deep (a subclass may hold one more): cycles end here.
-        if part is None or (part.components and tensor.layout != "subclass"):
-            return f"has the component {key[:80]!r}, which is not a plain tensor here"
-    return None
-
-
-def is_file_name(name: str) -> bool:
-    """True for a name that is one plain path component on every system."""
-    return bool(_FILE_NAME.match(name)) and not name.endswith(".")
 
 
 def _damaged(where: str, why: str) -> HoldtrueError:

@@ -75,6 +75,11 @@ class Decoding(Struct, kw_only=True):
     unmatched: list[tuple[str, str]] = field(default_factory=list)  # (path, name) left inert
 
 
+# What decoding hostile nodes ends in; torch's builders raise RuntimeError.
+_MALFORMED = (ValueError, TypeError, LookupError, ArithmeticError, AttributeError, RuntimeError,
+              struct.error)  # fmt: skip
+
+
 def decode(node: Any, decoding: Decoding, live: Any = None, path: str = "") -> Any:
     """The value of a node. `live` is the object that the value will replace, if there is one:
 
@@ -85,7 +90,7 @@ def decode(node: Any, decoding: Decoding, live: Any = None, path: str = "") -> A
         return _decode(node, decoding, live, path, 0)
     except NodeError:
         raise
-    except (ValueError, TypeError, KeyError, ArithmeticError, struct.error) as error:
+    except _MALFORMED as error:
         raise NodeError(f"{path or 'the value'}: {error!r}") from None
 
 

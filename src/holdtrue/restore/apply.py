@@ -1,5 +1,6 @@
 """Carries a plan out: verify every byte, run the actions, fill the tensors. All or nothing."""
 
+import contextlib
 from collections.abc import Callable, Iterator
 
 import torch
@@ -59,7 +60,8 @@ def _run(actions: list[Action], subject: str) -> None:
             undos.append(action.do())
         except BaseException as error:
             for undo in reversed(undos):
-                undo()
+                with contextlib.suppress(Exception):  # one that fails must not stop the others
+                    undo()
             if not isinstance(error, Exception):
                 raise
             raise fail(RestoreError, subject, _refused(action, error)) from error

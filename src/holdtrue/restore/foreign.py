@@ -10,11 +10,12 @@ from typing import Any
 import msgspec
 from torch import nn
 
-from holdtrue.capture.module import ModuleState, entries
+from holdtrue.capture.module import entries
 from holdtrue.doctor.state_dicts import StateDict, state_dicts
 from holdtrue.findings import Finding
 from holdtrue.formats.view import LazyTensor, View
 from holdtrue.records.manifest import Part
+from holdtrue.records.parts import ModuleState
 from holdtrue.records.trust import class_name
 
 # What wrappers and trainers put before every name; see the field's own documentation of each.

@@ -1,5 +1,6 @@
 """Plans the restore of a module: names, shapes, dtypes, ties and flags compared, then filled."""
 
+import contextlib
 import copy
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -8,9 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from holdtrue.capture.module import (
-    CustomState,
+    INTERNALS,
     Entry,
-    ModuleState,
     entries,
     has_custom_state,
     has_extra_state,
@@ -21,8 +21,10 @@ from holdtrue.capture.module import (
 from holdtrue.capture.raw import dtype_name
 from holdtrue.findings import Finding
 from holdtrue.formats.view import LazyTensor
+from holdtrue.records.parts import CustomState, ModuleState
 from holdtrue.restore.casting import dtype_findings
 from holdtrue.restore.fresh import Fresh, decode_value
+from holdtrue.restore.memento import remember_attributes
 from holdtrue.restore.place import plan_tensor
 from holdtrue.restore.plan import Action, Plan, grouped, renamer, selects
 from holdtrue.restore.ties import plan_ties
@@ -37,12 +39,11 @@ def plan_module(
     held: Mapping[int, str],
 ) -> None:
     """Add to the plan what fills `module`; `held` names tensors that optimizers hold, by id."""
-    target = {e.name: e for e in entries(module) if selects(plan.choice.only, part, e.name)}
-    rename = renamer(plan.choice.rename)
-    saved = {rename(name): key for name, key in state.entries.items()}
-    for name, key in state.entries.items():
-        plan.renamed[key] = f"{part}/{rename(name)}"
-    chosen = {n: k for n, k in saved.items() if selects(plan.choice.only, part, n)}
+    every = {e.name: e for e in entries(module)}
+    target = {n: e for n, e in every.items() if selects(plan, part, n)}
+    plan.skipped.update(f"{part}/{n}" for n in every.keys() - target.keys())
+    saved = _renamed(part, state, plan)
+    chosen = {n: k for n, k in saved.items() if selects(plan, part, n)}
     _compare_names(part, chosen, target, tensors, plan)
     matched = {n: k for n, k in chosen.items() if n in target}
     _compare_shapes(part, matched, target, tensors, plan)
@@ -51,6 +52,32 @@ def plan_module(
     if not plan.choice.only:
         _plan_flags(state, module, plan)
         _plan_extras(part, state, module, plan, tensors)
+
+
+def _renamed(part: str, state: ModuleState, plan: Plan) -> dict[str, str]:
+    """The saved tensors by the names that the caller gives them."""
+    rename = renamer(plan, part)
+    saved: dict[str, str] = {}
+    homes: dict[str, str] = {}
+    colliding: list[str] = []
+    for old, key in state.entries.items():
+        new = rename(old)
+        if new in saved and saved[new] != key:
+            colliding.append(f"{part}/{old} and {part}/{homes[new]} both become {new}")
+        saved[new], homes[new] = key, old
+        plan.renamed[key] = f"{part}/{new}"
+    if colliding:
+        plan.found(
+            grouped(
+                "rename-collides",
+                "error",
+                "two stored tensors are given one name",
+                colliding,
+                why="one place can take one tensor only",
+                fix="write the patterns of rename more closely",
+            )
+        )
+    return saved
 
 
 def _compare_names(
@@ -124,6 +151,8 @@ def _compare_shapes(
             wrong.append(f"{part}/{name}: saved {list(lazy.shape)}, here {_shape(tensor)}")
         elif not lazy_target and tensor.device.type == "meta":
             plan.found(_on_meta(f"{part}/{name}"))
+        elif lazy.layout == "quantized" or tensor.is_quantized:
+            continue  # compared as a whole, with its scheme
         elif not lazy_target and dtype_name(tensor.dtype) != lazy.dtype:
             differing.append((f"{part}/{name}", lazy, dtype_name(tensor.dtype)))
             continue
@@ -197,7 +226,7 @@ def void(_: object) -> None:
 
 def _plan_flags(state: ModuleState, module: nn.Module, plan: Plan) -> None:
     wanted: list[tuple[nn.Module, bool]] = []
-    for path, owner in walk(module):
+    for path, owner in walk(module, wrappers=True):
         at = path
         while at and at not in state.training:
             at = at.rpartition(".")[0]
@@ -224,6 +253,21 @@ def _plan_extras(
 ) -> None:
     targets = dict(walk(module))
     homeless: list[str] = []
+    lacking = [f"{part}/{p} (extra state)" for p, m in targets.items()
+               if has_extra_state(m) and p not in state.extra]  # fmt: skip
+    lacking += [f"{part}/{p} (__getstate__)" for p, m in targets.items()
+                if has_getstate(m) and p not in state.getstate]  # fmt: skip
+    if lacking:
+        plan.found(
+            grouped(
+                "missing-keys",
+                "error",
+                "the file lacks the state of their own that modules here have",
+                lacking,
+                why="the class has changed since, or another one was saved",
+                fix='build the model that was saved, or keep their state: allow=["missing-keys"]',
+            )
+        )
     for path, node in state.extra.items():
         owner = targets.get(path)
         if owner is None or not has_extra_state(owner):
@@ -259,11 +303,31 @@ def _plan_extras(
 
 def _set_extra(owner: nn.Module, value: Any) -> Callable[[], Callable[[], None]]:
     def do() -> Callable[[], None]:
-        before = copy.deepcopy(owner.get_extra_state())
-        owner.set_extra_state(value)
-        return lambda: owner.set_extra_state(before)
+        before, attributes = copy.deepcopy(owner.get_extra_state()), remember_own(owner)
+
+        def undo() -> None:
+            with contextlib.suppress(Exception):  # its own code; the attributes come back anyway
+                owner.set_extra_state(before)
+            attributes()
+
+        return _guarded(lambda: owner.set_extra_state(value), undo)
 
     return do
+
+
+def remember_own(owner: nn.Module) -> Callable[[], None]:
+    """The way back for a module's own attributes. Parameters are no concern: they are filled last,
+    when nothing can fail any more."""
+    return remember_attributes(owner, without=INTERNALS)
+
+
+def _guarded(act: Callable[[], object], undo: Callable[[], None]) -> Callable[[], None]:
+    try:
+        act()
+    except BaseException:
+        undo()
+        raise
+    return undo
 
 
 def _load_custom(
@@ -292,27 +356,23 @@ def _load_custom(
         before: dict[str, Any] = {}
         owner._save_to_state_dict(before, "", False)
         kept = copy.deepcopy({k: v for k, v in before.items() if k in values})
-        load(values)
-        return lambda: load(kept)
+        attributes = remember_own(owner)
+
+        def undo() -> None:
+            with contextlib.suppress(Exception):  # its own code; the attributes come back anyway
+                load(kept)
+            attributes()
+
+        return _guarded(lambda: load(values), undo)
 
     return do
 
 
 def _set_state(owner: nn.Module, value: Any) -> Callable[[], Callable[[], None]]:
     def do() -> Callable[[], None]:
-        before = dict(vars(owner))
-
-        def undo() -> None:
-            vars(owner).clear()
-            vars(owner).update(before)
-
-        try:
-            live: Any = owner
-            live.__setstate__(restored_state(owner, value))
-        except BaseException:
-            undo()
-            raise
-        return undo
+        live: Any = owner
+        undo = remember_own(owner)
+        return _guarded(lambda: live.__setstate__(restored_state(owner, value)), undo)
 
     return do
 

@@ -10,10 +10,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from holdtrue.capture.optimizer import GROUP_KEYS, OptimizerState, parameter_names
+from holdtrue.capture.optimizer import GROUP_KEYS, parameter_names
 from holdtrue.capture.raw import dtype_name, dtype_named
 from holdtrue.findings import Finding
 from holdtrue.formats.view import LazyTensor
+from holdtrue.records.parts import OptimizerState
 from holdtrue.records.trust import class_name
 from holdtrue.records.values import TAG
 from holdtrue.restore.fresh import Fresh, decode_value
@@ -187,6 +188,9 @@ def _plan_state(
         for parameter, name in zip(group["params"], names, strict=True):
             old = positions.get(name, name)
             node = state.state.get(old)
+            if name in plan.skipped and parameter in optimizer.state:
+                # A parameter that keeps its value keeps the moments that belong to it.
+                kept[parameter] = optimizer.state[parameter]
             if node is None or name in plan.skipped:
                 continue
             at = _Place(parameter, group, state.dtypes.get(old), plan, tensors)

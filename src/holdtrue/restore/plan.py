@@ -2,7 +2,7 @@
 
 import fnmatch
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from msgspec import Struct, field
@@ -63,6 +63,7 @@ class Plan(Struct, eq=False):
     findings: list[Finding] = field(default_factory=list)
     renamed: dict[str, str] = field(default_factory=dict)  # tensor key saved → key in the target
     skipped: set[str] = field(default_factory=set)  # target keys that stay as they are
+    used: set[str] = field(default_factory=set)  # patterns of `only` and `rename` that fitted
 
     def found(self, finding: Finding) -> bool:
         """Record a finding; True when the caller allowed it."""
@@ -71,27 +72,37 @@ class Plan(Struct, eq=False):
         return allowed
 
 
-def renamer(rename: Mapping[str, str]) -> Callable[[str], str]:
-    """A function that applies the first pattern that fits: {"old.*": "new.*"}, each * in turn."""
-    rules = [(re.compile(_pattern(old)), new.split("*")) for old, new in rename.items()]
+def renamer(plan: Plan, part: str) -> Callable[[str], str]:
+    """A function that applies the first pattern that fits: {"old.*": "new.*"}, each * in turn.
+
+    A pattern may be written with the part, "model/old.*". Notes in the plan which ones were used.
+    """
+    rules = [(old, re.compile(_pattern(old)), new) for old, new in plan.choice.rename.items()]
+    prefix = f"{part}/"
 
     def apply(name: str) -> str:
-        for pattern, pieces in rules:
-            match = pattern.fullmatch(name)
+        for old, pattern, new in rules:
+            match = pattern.fullmatch(name) or pattern.fullmatch(prefix + name)
             if match:
+                plan.used.add(old)
+                pieces = new.split("*")
                 groups = [*match.groups(), *[""] * len(pieces)]
-                return "".join(p + g for p, g in zip(pieces, groups, strict=False))
+                joined = "".join(p + g for p, g in zip(pieces, groups, strict=False))
+                return joined.removeprefix(prefix)
         return name
 
     return apply
 
 
-def selects(only: Iterable[str], part: str, name: str) -> bool:
-    """True when no patterns are given, or one fits the name or "part/name"."""
-    patterns = tuple(only)
-    return not patterns or any(
-        fnmatch.fnmatchcase(name, p) or fnmatch.fnmatchcase(f"{part}/{name}", p) for p in patterns
-    )
+def selects(plan: Plan, part: str, name: str) -> bool:
+    """True when `only` has no patterns, or one fits the name or "part/name"."""
+    fitting = {
+        p
+        for p in plan.choice.only
+        if fnmatch.fnmatchcase(name, p) or fnmatch.fnmatchcase(f"{part}/{name}", p)
+    }
+    plan.used |= fitting
+    return bool(fitting) or not plan.choice.only
 
 
 def _pattern(glob: str) -> str:

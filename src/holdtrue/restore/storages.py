@@ -8,6 +8,7 @@ from msgspec import Struct, field
 from holdtrue.formats.tensor_bytes import read_storage
 from holdtrue.formats.view import LazyTensor
 from holdtrue.records.dtypes import DTYPES, extent
+from holdtrue.records.inert import NamedReference
 from holdtrue.records.trust import Trust
 from holdtrue.restore.fresh import build_array, build_tensor, dress, unusable
 
@@ -47,3 +48,23 @@ class Storages(Struct):
             and lazy.pieces[0].shape == lazy.shape
             and (lazy.dtype in DTYPES)
         )
+
+
+_LAYOUTS = frozenset({"strided", "sparse_coo", "sparse_csr", "sparse_csc", "sparse_bsr",
+                      "sparse_bsc", "jagged"})  # fmt: skip
+
+
+def torch_value(inert: Any) -> Any:
+    """torch's own plain values from what a file names; everything else stays as it is."""
+    if isinstance(inert, NamedReference):
+        name = inert.name.removeprefix("torch.")
+        known = inert.name.startswith("torch.") and (name in DTYPES or name in _LAYOUTS)
+        return getattr(torch, name, inert) if known else inert
+    try:
+        if inert.class_name == "torch.Size":
+            return torch.Size(*inert.args)
+        if inert.class_name == "torch.device":
+            return torch.device(*inert.args)
+    except (TypeError, RuntimeError, ValueError):  # not what torch itself would have written
+        return inert
+    return inert

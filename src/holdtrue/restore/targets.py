@@ -8,14 +8,12 @@ import msgspec
 import torch
 from torch import nn
 
-from holdtrue.capture.module import ModuleState
-from holdtrue.capture.optimizer import OptimizerState
 from holdtrue.capture.parts import RNG, has_own_state, known_tensors
-from holdtrue.errors import DamageError, fail
 from holdtrue.findings import Finding
 from holdtrue.records.manifest import Part
+from holdtrue.records.parts import ModuleState, OptimizerState
 from holdtrue.records.trust import class_name
-from holdtrue.restore.fresh import Fresh
+from holdtrue.restore.fresh import Fresh, unusable
 from holdtrue.restore.module import plan_module
 from holdtrue.restore.optimizer import plan_optimizer
 from holdtrue.restore.plan import ALLOWABLE, Choice, Plan, grouped
@@ -43,6 +41,7 @@ def plan_restore(
             plan.found(_part_missing(name, [p for p in parts if p != RNG]))
         else:
             _plan_part(name, part, target, plan, tensors, known, held)
+    _check_patterns(choice, parts, plan)
     if rng and RNG in parts:
         plan_rng(parts[RNG], plan, tensors)
     left = [name for name in parts if name not in targets and (name != RNG or not rng)]
@@ -67,7 +66,6 @@ def _plan_part(
     try:
         if part.kind == "module" and isinstance(target, nn.Module):
             state = msgspec.convert(part.state, ModuleState)
-            _check_keys(state.entries.values(), tensors)
             plan_module(name, state, target, plan, tensors, held)
         elif part.kind == "optimizer" and has_own_state(target):
             kept = msgspec.convert(part.state, OptimizerState)
@@ -79,14 +77,9 @@ def _plan_part(
         else:
             plan.found(other_class(name, part.class_name or part.kind, class_name(type(target))))
     except msgspec.ValidationError as error:
-        raise _damaged(name, f"part of kind {part.kind!r}: {error}") from None
+        raise unusable(name, f"part of kind {part.kind!r}: {error}") from None
     except KeyError as error:
-        raise _damaged(name, f"it names {error}, which the manifest does not have") from None
-
-
-def _check_keys(keys: Any, tensors: Fresh) -> None:
-    for key in keys:
-        tensors.tensors[key]
+        raise unusable(name, f"it names {error}, which the manifest does not have") from None
 
 
 def _check_choice(choice: Choice, plan: Plan) -> None:
@@ -104,6 +97,48 @@ def _check_choice(choice: Choice, plan: Plan) -> None:
         )
 
 
+def _check_patterns(choice: Choice, parts: Mapping[str, Part], plan: Plan) -> None:
+    """A pattern that fits nothing is a typing error, and would leave tensors out in silence."""
+    names = [
+        f"{part}/{name}"
+        for part, record in parts.items()
+        if record.kind == "module"
+        for name in record.state.get("entries", {})
+    ]
+    for pattern in choice.only:
+        if pattern not in plan.used:
+            plan.found(
+                Finding(
+                    code="only-matches-nothing",
+                    severity="error",
+                    where=f"only={pattern!r}",
+                    what="no tensor of the models has a name like this",
+                    why=_names_like(pattern, names),
+                    fix='a pattern is a whole name, with * for any text: "fc.*", "model/fc.*"',
+                )
+            )
+    for old, new in choice.rename.items():
+        if old not in plan.used:
+            plan.found(
+                Finding(
+                    code="rename-unused",
+                    severity="warning",
+                    where=f"rename={{{old!r}: {new!r}}}",
+                    what="no stored tensor has a name like this, so nothing was renamed by it",
+                    why=_names_like(old, names),
+                    fix="leave the pattern out, or write it as the file has the names",
+                )
+            )
+
+
+def _names_like(pattern: str, names: list[str]) -> str:
+    """The names of the file, each subtree as one pattern."""
+    plain = names if "/" in pattern else [name.partition("/")[2] for name in names]
+    trees = list(dict.fromkeys(n.partition(".")[0] + ".*" * ("." in n) for n in plain))
+    shown = ", ".join(trees[:8]) + (", …" if len(trees) > 8 else "")
+    return f"the file has {shown or 'no models'}"
+
+
 def _part_missing(name: str, present: list[str]) -> Finding:
     near = difflib.get_close_matches(name, present, 1)
     return Finding(
@@ -114,19 +149,4 @@ def _part_missing(name: str, present: list[str]) -> Finding:
         why=f"it holds {', '.join(present) or 'no parts'}",
         fix=(f"did you mean {near[0]!r}? Or " if near else "")
         + 'leave it as it is: allow=["part-missing"]',
-    )
-
-
-def _damaged(where: str, why: str) -> DamageError:
-    return fail(
-        DamageError,
-        where,
-        Finding(
-            code="manifest-damaged",
-            severity="error",
-            where=where,
-            what="the manifest describes something that cannot be",
-            why=why,
-            fix="use another checkpoint; this one was not written by holdtrue as it stands",
-        ),
     )

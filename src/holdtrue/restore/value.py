@@ -1,6 +1,5 @@
 """Plans the restore of values, objects, loaders and random states into what the caller holds."""
 
-import copy
 from collections import OrderedDict, defaultdict, deque
 from collections.abc import Callable
 from typing import Any
@@ -11,12 +10,12 @@ from torch import Tensor
 
 from holdtrue.capture import loader as loaders
 from holdtrue.capture.rng import sources
-from holdtrue.capture.values import take_state
 from holdtrue.findings import Finding
 from holdtrue.records.manifest import Part
 from holdtrue.records.trust import class_name
 from holdtrue.records.values import TAG, Revival, set_state
-from holdtrue.restore.fresh import Fresh, decode_value
+from holdtrue.restore.fresh import Fresh, decode_value, unusable
+from holdtrue.restore.memento import remember
 from holdtrue.restore.plan import Action, Copy, Plan, grouped
 
 Undo = Callable[[], None]
@@ -56,6 +55,10 @@ def plan_loader(name: str, part: Part, live: Any, plan: Plan, tensors: Fresh) ->
         return
     generators = loaders.generators(live)
     value, decoding = decode_value(part.state, tensors, {"generators": generators}, name)
+    if not isinstance(value, dict) or not all(
+        isinstance(value.get(k), dict) for k in ("settings", "generators")
+    ):
+        raise unusable(name, "it is not the state of a data loader")
     here = loaders.settings(live)
     differing = [
         f"{name}.{key}: saved {saved!r}, here {here.get(key)!r}"
@@ -84,6 +87,8 @@ def plan_loader(name: str, part: Part, live: Any, plan: Plan, tensors: Fresh) ->
 def plan_rng(part: Part, plan: Plan, tensors: Fresh) -> None:
     """Python's, NumPy's and torch's global random states."""
     value, _ = decode_value(part.state, tensors, path="rng")
+    if not isinstance(value, dict):
+        raise unusable("rng", "its random states have no names")
     here = sources()
     absent = sorted(set(value) - set(here))
     if absent:
@@ -131,6 +136,7 @@ def _plan_tensor(name: str, key: str, live: Tensor, plan: Plan, tensors: Fresh) 
             severity="error",
             where=name,
             what="the tensor has another shape, dtype or layout here",
+            why="a tensor that is a part of its own is filled as it is, never cut or converted",
             fix=f'take the saved one instead: ck["{name}"]',
             saved=f"{lazy.dtype} {list(lazy.shape)}",
             expected=f"{str(live.dtype).removeprefix('torch.')} {list(live.shape)}",
@@ -140,7 +146,7 @@ def _plan_tensor(name: str, key: str, live: Tensor, plan: Plan, tensors: Fresh) 
 
 def _revive(revival: Revival) -> Callable[[], Undo]:
     def do() -> Undo:
-        undo = _snapshot(revival)
+        undo = remember(revival)
         try:
             set_state(revival.target, revival.via, revival.state, revival.items)
         except BaseException:
@@ -149,38 +155,6 @@ def _revive(revival: Revival) -> Callable[[], Undo]:
         return undo
 
     return do
-
-
-def _snapshot(revival: Revival) -> Undo:
-    """The way back for an object, whatever its own methods do half-way."""
-    target, via = revival.target, revival.via
-    if via == "generator":
-        state = target.get_state()
-    elif via == "random":
-        state = target.getstate()
-    elif via == "np.random":
-        legacy = isinstance(target, np.random.RandomState)
-        bits = getattr(target, "bit_generator", target)
-        state = target.get_state(legacy=False) if legacy else copy.deepcopy(bits.state)
-    elif via == "state_dict":
-        state = copy.deepcopy(target.state_dict())
-    else:
-        return _snapshot_attributes(target)
-    return lambda: set_state(target, via, state, None)
-
-
-def _snapshot_attributes(target: Any) -> Undo:
-    parts = take_state(target)
-    attributes = dict(vars(target)) if hasattr(target, "__dict__") else None
-    slots = parts.state[1] if isinstance(parts.state, tuple) and len(parts.state) == 2 else None
-    items = copy.copy(parts.items)
-
-    def undo() -> None:
-        set_state(target, "dict", (attributes, slots), items)
-        if attributes == {}:
-            vars(target).clear()
-
-    return undo
 
 
 def _exchange(live: Any, value: Any) -> Callable[[], Undo] | None:

@@ -25,7 +25,8 @@ class Keep(Struct, frozen=True, kw_only=True):
     def __post_init__(self) -> None:
         for name in ("last", "best", "every"):
             value = getattr(self, name)
-            if value is not None and (isinstance(value, bool) or value < 1):
+            whole = isinstance(value, int) and not isinstance(value, bool)
+            if value is not None and (not whole or value < 1):
                 raise ValueError(f"Keep({name}={value!r}): give a whole number from 1, or None")
         if self.mode not in ("min", "max"):
             raise ValueError(f'Keep(mode={self.mode!r}): give "min" or "max"')

@@ -5,7 +5,7 @@ import os
 from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Literal, Self
 
 from msgspec import UNSET, UnsetType
 
@@ -100,7 +100,9 @@ class Run:
         found = steps(self.path)
         return open_checkpoint(found[max(found)]) if found else None
 
-    def best(self, by: str | None = None, mode: str | UnsetType = UNSET) -> Checkpoint | None:
+    def best(
+        self, by: str | None = None, mode: Literal["min", "max"] | UnsetType = UNSET
+    ) -> Checkpoint | None:
         """The best checkpoint on disk by a metric, as `keep` says unless told otherwise.
 
         None when no checkpoint has the metric. Ties go to the later one.
@@ -108,9 +110,9 @@ class Run:
         name = by or self.keep.by
         if not name:
             raise ValueError('say which metric: run.best("val_loss"), or Keep(by="val_loss")')
-        ranking = Ranking(by=name, mode="max" if mode == "max" else "min")
-        if mode is UNSET:
-            ranking = Ranking(by=name, mode=self.keep.mode)
+        if mode is not UNSET and mode not in ("min", "max"):
+            raise ValueError(f'run.best(mode={mode!r}): give "min" or "max"')
+        ranking = Ranking(by=name, mode=self.keep.mode if mode is UNSET else mode)
         order = best_first(
             [(s, m) for s, m in self._read_manifests().items() if m is not None], ranking
         )

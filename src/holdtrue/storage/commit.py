@@ -91,7 +91,12 @@ def clear_leftovers(parent: Path) -> list[str]:
 def put_aside(target: Path) -> list[Path]:
     """Old copies of `target` left by a replacement that was killed between its two renames."""
     area = target.absolute().parent / STAGING
-    return sorted(area.glob(f"{target.name}.replaced.*")) if area.is_dir() else []
+    return sorted(area.glob(f"{target.name}.replaced.*")) if may_list(area) else []
+
+
+def may_list(path: Path) -> bool:
+    """True for what is there and may be looked into. Path.is_dir would raise where it may not."""
+    return os.path.lexists(path) and os.access(path, os.R_OK | os.X_OK)
 
 
 def sync_directory(path: Path) -> None:

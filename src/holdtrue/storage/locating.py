@@ -13,7 +13,7 @@ from holdtrue.formats.checkpoint_directory import read_manifest
 from holdtrue.formats.source import inspect_path
 from holdtrue.records.manifest import NAME, Manifest, Ranking
 from holdtrue.records.values import Decoding, NodeError, decode
-from holdtrue.storage.commit import STAGING, put_aside
+from holdtrue.storage.commit import STAGING, may_list, put_aside
 
 _STEP = re.compile(r"step-(\d{9,})\Z")
 Ranked = tuple[int, Manifest]
@@ -43,7 +43,7 @@ def locate(path: str | os.PathLike[str]) -> Path:
         return _within_run(Path(base), which)
     if not os.path.lexists(place) and put_aside(place):
         raise _interrupted(place)
-    if place.is_dir() and os.access(place, os.R_OK | os.X_OK) and not (place / NAME).exists():
+    if may_list(place) and place.is_dir() and not is_ours(place):
         found = steps(place)
         if found:
             return found[max(found)]
@@ -53,6 +53,11 @@ def locate(path: str | os.PathLike[str]) -> Path:
         if any(n.endswith(".safetensors") for n in names) and _looks_ours(names):
             raise _no_manifest(place, names)
     return place
+
+
+def is_ours(place: Path) -> bool:
+    """True for a directory with a manifest, or with something else where a manifest belongs."""
+    return os.path.lexists(place / NAME)
 
 
 def _looks_ours(names: list[str]) -> bool:

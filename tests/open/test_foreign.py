@@ -1,0 +1,192 @@
+"""Files that others wrote, opened and restored from, with and without their classes."""
+
+import sys
+import types
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import save_file
+from torch import nn
+
+import holdtrue
+
+
+class Net(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed = nn.Embedding(5, 3)
+        self.norm = nn.BatchNorm1d(3)
+        self.head = nn.Linear(3, 5, bias=False)
+        self.head.weight = self.embed.weight
+        self.register_buffer("scale", torch.ones(2), persistent=False)
+
+
+def trained() -> Net:
+    torch.manual_seed(1)
+    model = Net()
+    for tensor in (*model.parameters(), *model.buffers()):
+        tensor.data = torch.randn_like(tensor.data.float()).to(tensor.dtype)
+    model.norm.eval()
+    model.norm.weight.requires_grad_(False)
+    return model
+
+
+def assert_same(model: nn.Module, expected: nn.Module) -> None:
+    for (name, a), (_, b) in zip(
+        model.state_dict().items(), expected.state_dict().items(), strict=True
+    ):
+        assert torch.equal(a, b), name
+
+
+def codes(report: holdtrue.Report) -> set[str]:
+    return {finding.code for finding in report.findings}
+
+
+def prefixed(state: dict, prefix: str) -> dict:
+    return {prefix + name: tensor for name, tensor in state.items()}
+
+
+WRITERS = {
+    "zip": lambda m, path: torch.save(m.state_dict(), path),
+    "legacy": lambda m, path: torch.save(
+        m.state_dict(), path, _use_new_zipfile_serialization=False
+    ),
+    "nested": lambda m, path: torch.save({"epoch": 3, "state_dict": m.state_dict()}, path),
+    "module.": lambda m, path: torch.save({"model": prefixed(m.state_dict(), "module.")}, path),
+    "stacked": lambda m, path: torch.save(
+        prefixed(m.state_dict(), "_forward_module.module.model._orig_mod."), path
+    ),
+    "safetensors": lambda m, path: save_file(
+        {n: t.clone() for n, t in m.state_dict().items()}, path
+    ),
+    "npz": lambda m, path: np.savez(
+        path.open("wb"), **{n: t.numpy() for n, t in m.state_dict().items()}
+    ),
+    "whole": lambda m, path: torch.save(m, path),
+    "whole legacy": lambda m, path: torch.save(m, path, _use_new_zipfile_serialization=False),
+}
+
+
+@pytest.mark.parametrize("writer", WRITERS)
+def test_restoring_a_model(writer, tmp_path, figure):
+    expected = trained()
+    WRITERS[writer](expected, tmp_path / "file")
+    model = Net()
+    before = model.embed.weight
+    report = holdtrue.open(tmp_path / "file").restore(model=model)
+    assert_same(model, expected)
+    assert report.ok
+    assert model.embed.weight is before is model.head.weight
+    assert ("prefix-removed" in codes(report)) == (writer in ("module.", "stacked"))
+    assert ("nested-key" in codes(report)) == (writer in ("nested", "module."))
+    figure("foreign files restored from")
+
+
+def test_a_state_dict_does_not_freeze_or_switch_modes(tmp_path):
+    torch.save(trained().state_dict(), tmp_path / "sd.pt")
+    model = Net()
+    holdtrue.open(tmp_path / "sd.pt").restore(model=model)
+    assert all(p.requires_grad for p in model.parameters())
+    assert all(m.training for m in model.modules())
+
+
+def test_a_whole_model_brings_its_flags(tmp_path):
+    torch.save(trained(), tmp_path / "whole.pt")
+    model = Net()
+    holdtrue.open(tmp_path / "whole.pt").restore(model=model)
+    assert not model.norm.training
+    assert model.training
+    assert not model.norm.weight.requires_grad
+
+
+def test_a_whole_model_whose_class_is_gone(tmp_path, monkeypatch):
+    lost = types.ModuleType("lost_package")
+    monkeypatch.setitem(sys.modules, "lost_package", lost)
+    lost.Lost = type("Lost", (Net,), {"__module__": "lost_package"})
+    expected = lost.Lost()
+    torch.save({"net": expected, "epoch": 7}, tmp_path / "whole.pt")
+    monkeypatch.delitem(sys.modules, "lost_package")
+    model = Net()
+    checkpoint = holdtrue.open(tmp_path / "whole.pt")
+    checkpoint.restore(net=model)
+    assert_same(model, expected)
+    assert checkpoint["epoch"] == 7
+    assert list(checkpoint["net"]) == list(expected.state_dict())
+
+
+def test_values_come_as_torch_gives_them(tmp_path):
+    base = torch.arange(12.0)
+    state = {"a": base[2:6], "b": base[4:8], "n": [1, {"x": base[:0]}], "s": torch.Size([2, 3])}
+    torch.save(state, tmp_path / "f.pt")
+    value = holdtrue.open(tmp_path / "f.pt")
+    a, b = value["a"], value["b"]
+    assert torch.equal(a, base[2:6])
+    assert torch.equal(b, base[4:8])
+    assert value["n"][1]["x"].shape == (0,)
+    assert value["s"] == torch.Size([2, 3])
+
+
+def test_views_of_one_storage_share_memory_again(tmp_path):
+    base = torch.arange(12.0)
+    torch.save({"pair": [base[2:6], base[4:8]]}, tmp_path / "f.pt")
+    a, b = holdtrue.open(tmp_path / "f.pt")["pair"]
+    a[2] = -1.0
+    assert b[0] == -1.0
+
+
+def test_the_right_one_of_several_state_dicts(tmp_path):
+    model, ema = trained(), Net()
+    torch.save({"model": model.state_dict(), "ema": ema.state_dict()}, tmp_path / "f.pt")
+    first, second = Net(), Net()
+    holdtrue.open(tmp_path / "f.pt").restore(model=first, ema=second)
+    assert_same(first, model)
+    assert_same(second, ema)
+
+
+def test_an_optimizer_is_refused_and_nothing_is_touched(tmp_path):
+    model = trained()
+    optimizer = torch.optim.Adam(model.parameters())
+    torch.save({"model": model.state_dict(), "optimizer": optimizer.state_dict()}, tmp_path / "f")
+    target = Net()
+    before = {n: t.clone() for n, t in target.state_dict().items()}
+    with pytest.raises(holdtrue.RestoreError) as caught:
+        holdtrue.open(tmp_path / "f").restore(
+            model=target, optimizer=torch.optim.Adam(target.parameters())
+        )
+    assert "part-foreign" in codes(caught.value.report)
+    assert all(torch.equal(t, before[n]) for n, t in target.state_dict().items())
+    # What the finding proposes works.
+    fresh = torch.optim.Adam(target.parameters())
+    fresh.load_state_dict(holdtrue.open(tmp_path / "f")["optimizer"])
+
+
+def test_a_flipped_bit_that_torch_does_not_see(tmp_path):
+    model = trained()
+    torch.save(model.state_dict(), tmp_path / "f.pt")
+    data = bytearray((tmp_path / "f.pt").read_bytes())
+    place = data.find(model.embed.weight.detach().numpy().tobytes())
+    data[place + 3] ^= 0x40
+    (tmp_path / "f.pt").write_bytes(data)
+    torch.load(tmp_path / "f.pt", weights_only=True)
+    assert not holdtrue.verify(tmp_path / "f.pt").ok
+    target = Net()
+    before = target.embed.weight.detach().clone()
+    with pytest.raises(holdtrue.DamageError):
+        holdtrue.open(tmp_path / "f.pt").restore(model=target)
+    assert torch.equal(target.embed.weight, before)
+
+
+def test_without_torch(tmp_path):
+    import subprocess
+
+    torch.save({"w": torch.arange(3.0), "names": ["a"]}, tmp_path / "f.pt")
+    program = f"""
+import sys
+sys.modules["torch"] = None
+import holdtrue
+ck = holdtrue.open({str(tmp_path / "f.pt")!r})
+assert ck["names"] == ["a"]
+assert ck["w"].tolist() == [0.0, 1.0, 2.0]
+"""
+    subprocess.run([sys.executable, "-c", program], check=True)
