@@ -5,10 +5,10 @@ from typing import Any
 import msgspec
 from torch import nn
 
-from holdtrue.capture.module import ModuleState
 from holdtrue.errors import DamageError, RestoreError, fail
 from holdtrue.findings import Finding
 from holdtrue.records.manifest import Part
+from holdtrue.records.parts import ModuleState
 from holdtrue.records.trust import Trust
 from holdtrue.restore.build import construct
 from holdtrue.restore.fresh import Fresh
