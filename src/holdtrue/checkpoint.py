@@ -7,6 +7,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from holdtrue.doctor.environments import compare_environments
 from holdtrue.engine.read import verify_storages
 from holdtrue.errors import DamageError
 from holdtrue.findings import Finding, Report, report
@@ -16,6 +17,7 @@ from holdtrue.formats.opening import read as read_any
 from holdtrue.formats.tree_map import map_tensors
 from holdtrue.formats.verifying import verify_view
 from holdtrue.formats.view import LazyTensor, View
+from holdtrue.records.environment import Environment
 from holdtrue.records.manifest import NAME, Manifest, Part
 from holdtrue.records.trust import Trust, trust
 from holdtrue.records.values import Decoding, NodeError, decode
@@ -63,6 +65,11 @@ class Checkpoint:
     def manifest(self) -> Manifest | None:
         """holdtrue's own manifest; None for files of other formats."""
         return self._manifest
+
+    @property
+    def environment(self) -> Environment | None:
+        """What wrote it: machine, libraries, flags, command, commit; None for other formats."""
+        return self._manifest.environment if self._manifest else None
 
     @property
     def view(self) -> View:
@@ -129,6 +136,7 @@ class Checkpoint:
         Raises RestoreError when something does not fit, and DamageError when bytes on disk are not
         those that were written; either way nothing has been changed.
         """
+        from holdtrue.capture.environment import environment
         from holdtrue.capture.parts import RNG, has_own_state
         from holdtrue.restore.apply import apply
         from holdtrue.restore.foreign import foreign_targets
@@ -148,6 +156,8 @@ class Checkpoint:
             plan.findings += noticed
         else:
             plan = plan_restore(self._manifest.parts, fresh, targets, choice, resume)
+            saved, here = self._manifest.environment, environment()
+            plan.findings += compare_environments(saved, here, resume=resume)
         return apply(plan, str(self.path))
 
     def build(

@@ -2,22 +2,18 @@
 
 import errno
 import os
-import platform
 import re
 import shutil
-import sys
 import time
 from collections.abc import Mapping
 from datetime import UTC, datetime
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any, SupportsFloat
 
-import numpy as np
-import torch
 from msgspec import Struct
 from msgspec.structs import replace
 
+from holdtrue.capture.environment import environment
 from holdtrue.capture.parts import RNG, Captured, capture
 from holdtrue.capture.tensors import tensor_set
 from holdtrue.capture.values import ValueEncoder
@@ -29,7 +25,6 @@ from holdtrue.restore.proving import with_recipes
 from holdtrue.records.manifest import (
     NAME,
     Chunk,
-    Environment,
     Manifest,
     Ranking,
     encode_manifest,
@@ -137,20 +132,6 @@ def _placed(
         key: replace(record, chunks=(chunks[key],)) if key in chunks else record
         for key, record in captured.tensors.items()
     }
-
-
-def environment() -> Environment:
-    """What this process runs on, as far as loading or resuming may depend on it."""
-    devices = range(torch.cuda.device_count()) if torch.cuda.is_available() else ()
-    return Environment(
-        holdtrue=version("holdtrue"),
-        python=platform.python_version(),
-        torch=str(torch.__version__),
-        numpy=np.__version__,
-        platform=f"{sys.platform}-{platform.machine()}",
-        threads=torch.get_num_threads(),
-        accelerators=tuple(torch.cuda.get_device_name(i) for i in devices),
-    )
 
 
 def _check_names(parts: Mapping[str, Any]) -> list[Finding]:

@@ -11,6 +11,7 @@ from rich.text import Text
 from holdtrue.checkpoint import Checkpoint, foreign_parts
 from holdtrue.checkpoint import open as open_checkpoint
 from holdtrue.cli.facts import heading, origin, waste, would_run
+from holdtrue.cli.origins import can_be_built
 from holdtrue.cli.render import counted, show_json, size, stdout, styled_finding
 from holdtrue.cli.subtrees import Leaf, rows
 from holdtrue.formats.module_tree import is_module, state_dict
@@ -41,6 +42,9 @@ def command(path: str, everything: bool, json: bool) -> None:
     for name, value in _parts(checkpoint).items():
         console.print()
         console.print(_part(checkpoint, name, value, leaves.get(name, {}), most))
+        line = can_be_built(checkpoint.manifest.parts[name]) if checkpoint.manifest else ""
+        if line:
+            console.print(Text("  " + line, style="dim"))
     for block in (waste(checkpoint), would_run(checkpoint)):
         if block is not None:
             console.print()
@@ -95,6 +99,15 @@ def _kind(checkpoint: Checkpoint, name: str, value: Any) -> str:
     return value.class_name if isinstance(value, Record) else type(value).__name__
 
 
+def _built(checkpoint: Checkpoint, name: str) -> dict[str, Any]:
+    """For a module: whether and how it can be built again."""
+    part = checkpoint.manifest.parts[name] if checkpoint.manifest else None
+    if part is None or part.rebuild is None:
+        return {}
+    recipe = part.rebuild.recipe
+    return {"buildable": recipe is not None, "how": can_be_built(part)}
+
+
 def _leaf(tensor: StoredTensor) -> Leaf:
     what = f"{tensor.dtype} {list(tensor.shape)}"
     extra: list[str] = [tensor.layout] if tensor.layout != "strided" else []
@@ -129,7 +142,7 @@ def _as_json(checkpoint: Checkpoint) -> dict[str, Any]:
         "environment": msgspec.to_builtins(manifest.environment) if manifest else None,
         "about": msgspec.to_builtins(checkpoint.about, enc_hook=str),
         "parts": {
-            name: {"kind": _kind(checkpoint, name, value)}
+            name: {"kind": _kind(checkpoint, name, value), **_built(checkpoint, name)}
             for name, value in _parts(checkpoint).items()
         },
         "tensors": {
