@@ -14,6 +14,7 @@ def test_public_names():
         "HoldtrueError",
         "Keep",
         "OpenError",
+        "Probe",
         "Report",
         "RestoreError",
         "Run",

@@ -4,6 +4,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from holdtrue.capture.buildable import buildable
+    from holdtrue.capture.probe import Probe
     from holdtrue.checkpoint import Checkpoint, open, verify
     from holdtrue.errors import DamageError, HoldtrueError, OpenError, RestoreError, SaveError
     from holdtrue.findings import Finding, Report
@@ -18,6 +19,7 @@ __all__ = [
     "HoldtrueError",
     "Keep",
     "OpenError",
+    "Probe",
     "Report",
     "RestoreError",
     "Run",
@@ -31,6 +33,7 @@ __all__ = [
 
 _HOMES = {
     "Checkpoint": "checkpoint",
+    "Probe": "capture.probe",
     "buildable": "capture.buildable",
     "open": "checkpoint",
     "verify": "checkpoint",

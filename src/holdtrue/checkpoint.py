@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from holdtrue.doctor.environments import compare_environments
 from holdtrue.engine.read import verify_storages
-from holdtrue.errors import DamageError
+from holdtrue.errors import DamageError, HoldtrueError
 from holdtrue.findings import Finding, Report, report
 from holdtrue.formats.checkpoint_directory import read_manifest, to_view
 from holdtrue.formats.module_tree import is_module, state_dict
@@ -125,6 +125,7 @@ class Checkpoint:
         rename: Mapping[str, str] | None = None,
         trust: Iterable[type | str] = (),
         rng: bool | None = None,
+        probe: Any = False,
         **targets: Any,
     ) -> Report:
         """Put the saved state into live objects, in place: all of it, or nothing.
@@ -132,6 +133,8 @@ class Checkpoint:
         `allow` accepts differences by their finding codes. `only` restricts modules to names that
         match a pattern; `rename` maps saved names, {"old.*": "new.*"}. `rng` restores the global
         random states; by default when an optimizer is among the targets, since that is a resume.
+        `probe=True` runs the probe that was saved, with the restored model (`probe=inputs` where
+        they were too large to keep), and adds what it says to the report.
 
         Raises RestoreError when something does not fit, and DamageError when bytes on disk are not
         those that were written; either way nothing has been changed.
@@ -158,7 +161,16 @@ class Checkpoint:
             plan = plan_restore(self._manifest.parts, fresh, targets, choice, resume)
             saved, here = self._manifest.environment, environment()
             plan.findings += compare_environments(saved, here, resume=resume)
-        return apply(plan, str(self.path))
+        done = apply(plan, str(self.path))
+        return done if probe is False else self._probed(done, probe, targets)
+
+    def _probed(self, done: Report, probe: Any, targets: Mapping[str, Any]) -> Report:
+        from holdtrue.restore.probing import check_probe
+
+        if self._manifest is None:
+            return report(done.subject, done.findings, ("the probe: none was saved",))
+        said = check_probe(self._manifest, self._fresh(), targets, probe)
+        return report(done.subject, [*done.findings, *said.findings], said.not_checked)
 
     def build(
         self,
@@ -227,12 +239,32 @@ def open(path: str | os.PathLike[str], *, trust: Iterable[type | str] = ()) -> C
     return Checkpoint(place, to_view(place, manifest), agreed, manifest)
 
 
-def verify(path: str | os.PathLike[str]) -> Report:
+def verify(path: str | os.PathLike[str], *, model: Any = None, preprocess: Any = None) -> Report:
     """Read every byte of a checkpoint and compare it with what its format keeps. Needs no torch.
 
     holdtrue's own are checked in full; for other formats the report says, as not checked, what they
     cannot prove. Damage is in the report; what cannot be opened at all raises OpenError.
+
+    With a `model`, or a function that makes one, the saved probe is run as well: with a copy of the
+    model that has been restored, and with `preprocess` where the probe goes through one.
     """
+    found = _verify(path)
+    if model is None or not found.ok:
+        return found
+    from holdtrue.restore.probing import verify_probe
+
+    try:
+        said = verify_probe(open(path), model, preprocess)
+    except HoldtrueError as error:
+        said = error.report
+    return report(
+        found.subject,
+        [*found.findings, *said.findings],
+        [*found.not_checked, *said.not_checked],
+    )
+
+
+def _verify(path: str | os.PathLike[str]) -> Report:
     place = locate(path)
     try:
         if not is_ours(place):

@@ -36,6 +36,8 @@ class Limits(Struct, frozen=True, kw_only=True):
     diff_bytes: int = 256 * KIB  # of the working tree's changes against the commit; 0 keeps none
     hostname: int = 0  # 1 keeps the machine's name
 
+    probe_bytes: int = 1 * MIB  # of a probe's inputs, and of its outputs, that are kept by value
+
     # How files are laid out and moved.
     shard_bytes: int = 4 * GIB  # a part's tensors are split into files of about this size
     chunk_bytes: int = 8 * MIB  # one read or write

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from holdtrue.capture.loader import capture_loader, is_plain_loader
 from holdtrue.capture.module import capture_module, entries
 from holdtrue.capture.optimizer import capture_optimizer
+from holdtrue.capture.probe import PROBE, capture_probe
 from holdtrue.capture.rng import capture_rng
 from holdtrue.capture.tensors import Source, TensorSet, finish, tensor_set
 from holdtrue.capture.values import ValueEncoder
@@ -42,13 +43,21 @@ def known_tensors(parts: Mapping[str, Any]) -> dict[int, str]:
     return known
 
 
-def capture(parts: Mapping[str, Any]) -> Captured:
-    """Read the state of every part, and the random states. Findings say what cannot be kept."""
+def capture(parts: Mapping[str, Any], probe: Any = None) -> Captured:
+    """Read the state of every part, the random states, and what the probe's inputs give.
+
+    Findings say what cannot be kept."""
     captured = Captured({}, {}, {}, [])
     known = known_tensors(parts)
     for name, value in parts.items():
         into = tensor_set(name)
         captured.parts[name] = _capture_part(name, value, known, into)
+        _gather(captured, into)
+    if probe is not None:
+        into = tensor_set(PROBE)
+        answered = capture_probe(probe, parts, into)
+        if answered is not None:
+            captured.parts[PROBE] = answered
         _gather(captured, into)
     into = tensor_set(RNG)
     captured.parts[RNG] = Part(kind="rng", state=capture_rng(into))
