@@ -10,6 +10,7 @@ def test_public_names():
     assert holdtrue.__all__ == [
         "Checkpoint",
         "DamageError",
+        "Difference",
         "Finding",
         "HoldtrueError",
         "Keep",
@@ -21,6 +22,7 @@ def test_public_names():
         "SaveError",
         "Saved",
         "buildable",
+        "diff",
         "open",
         "save",
         "verify",

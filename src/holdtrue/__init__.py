@@ -6,6 +6,7 @@ if TYPE_CHECKING:
     from holdtrue.capture.buildable import buildable
     from holdtrue.capture.probe import Probe
     from holdtrue.checkpoint import Checkpoint, open, verify
+    from holdtrue.doctor.diff import Difference, diff
     from holdtrue.errors import DamageError, HoldtrueError, OpenError, RestoreError, SaveError
     from holdtrue.findings import Finding, Report
     from holdtrue.runs.keep import Keep
@@ -15,6 +16,7 @@ if TYPE_CHECKING:
 __all__ = [
     "Checkpoint",
     "DamageError",
+    "Difference",
     "Finding",
     "HoldtrueError",
     "Keep",
@@ -26,6 +28,7 @@ __all__ = [
     "SaveError",
     "Saved",
     "buildable",
+    "diff",
     "open",
     "save",
     "verify",
@@ -37,6 +40,8 @@ _HOMES = {
     "buildable": "capture.buildable",
     "open": "checkpoint",
     "verify": "checkpoint",
+    "Difference": "doctor.diff",
+    "diff": "doctor.diff",
     "DamageError": "errors",
     "HoldtrueError": "errors",
     "OpenError": "errors",

@@ -139,8 +139,10 @@ class Checkpoint:
         Raises RestoreError when something does not fit, and DamageError when bytes on disk are not
         those that were written; either way nothing has been changed.
         """
+        from torch.optim import Optimizer
+
         from holdtrue.capture.environment import environment
-        from holdtrue.capture.parts import RNG, has_own_state
+        from holdtrue.capture.parts import RNG
         from holdtrue.restore.apply import apply
         from holdtrue.restore.foreign import foreign_targets
         from holdtrue.restore.fresh import Fresh
@@ -149,7 +151,7 @@ class Checkpoint:
 
         patterns = tuple(p for p in _several(only) if p)
         choice = Choice(patterns, dict(rename or {}), frozenset(_several(allow)))
-        resume = any(has_own_state(t) for t in targets.values()) if rng is None else rng
+        resume = any(isinstance(t, Optimizer) for t in targets.values()) if rng is None else rng
         fresh = Fresh(self._view.tensors, _joined(self._agreed, trust))
         targets.pop(RNG, None)
         if self._manifest is None:

@@ -9,7 +9,6 @@ from holdtrue.formats.arrays import numpy_dtype
 from holdtrue.formats.tensor_bytes import element_bytes, read_tensor
 from holdtrue.formats.view import LazyTensor
 from holdtrue.records.dtypes import product
-from holdtrue.records.trust import Trust
 
 if TYPE_CHECKING:
     import numpy as np
@@ -25,8 +24,10 @@ def tensor_bytes(lazy: LazyTensor) -> int:
 class StoredTensor:
     """One tensor: `dtype`, `shape`, `stride`, `layout`, `device`, `requires_grad`, `nbytes`."""
 
-    def __init__(self, lazy: LazyTensor, name: str) -> None:
-        self._lazy, self.name = lazy, name
+    def __init__(
+        self, lazy: LazyTensor, name: str, beside: Mapping[str, LazyTensor] | None = None
+    ) -> None:
+        self._lazy, self.name, self._beside = lazy, name, beside or {}
         self.dtype, self.shape, self.stride = lazy.dtype, lazy.shape, lazy.stride
         self.requires_grad, self.layout, self.device = lazy.requires_grad, lazy.layout, lazy.device
         self.parameter = lazy.parameter
@@ -41,9 +42,9 @@ class StoredTensor:
 
     def torch(self) -> "torch.Tensor":
         """A new CPU tensor. Raises DamageError when its bytes are not those that were written."""
-        from holdtrue.restore.fresh import build_tensor
+        from holdtrue.restore.fresh import Fresh, build_tensor
 
-        tensor: torch.Tensor = build_tensor(self._lazy, Trust(), self.name)
+        tensor: torch.Tensor = build_tensor(self._lazy, Fresh(self._beside), self.name)
         return tensor
 
     def numpy(self) -> "np.ndarray[Any, Any]":
@@ -61,7 +62,7 @@ class StoredTensors(Mapping[str, StoredTensor]):
         self._tensors = tensors
 
     def __getitem__(self, key: str) -> StoredTensor:
-        return StoredTensor(self._tensors[key], key)
+        return StoredTensor(self._tensors[key], key, self._tensors)
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._tensors)

@@ -139,26 +139,26 @@ EXHAUSTING: dict[str, bytes] = {
     "lists doubling": doubling(10, 40, b""),
     "lists doubling over a tensor": doubling(
         10, 40, b"ctorch._utils\n_rebuild_meta_tensor_no_storage\n(ctorch\nfloat32\n))\x88tRa"),
-    "long list at many places": b"](" + b"N" * 100_000 + b"eq\x000](" + b"h\x00" * 100_000 + b"e.",
-    "lists in lists": nested(b"]", b"a", 300_000),
-    "tuples in tuples": nested(b"", b"\x85", 300_000),
-    "marks": b"(" * 1_000_000 + b".",
-    "records in records": b"N" + b"\x85q\x000c__main__\nA\nh\x00\x81" * 100_000 + b".",
+    "long list at many places": b"](" + b"N" * 20_000 + b"eq\x000](" + b"h\x00" * 20_000 + b"e.",
+    "lists in lists": nested(b"]", b"a", 100_000),
+    "tuples in tuples": nested(b"", b"\x85", 100_000),
+    "marks": b"(" * 200_000 + b".",
+    "records in records": b"N" + b"\x85q\x000c__main__\nA\nh\x00\x81" * 20_000 + b".",
     "states in states": b"c__main__\nA\n)\x81" * 1000 + b"b" * 999 + b".",
-    "calls of calls": b"c__main__\nf\n" + b")R" * 300_000 + b".",
+    "calls of calls": b"c__main__\nf\n" + b")R" * 30_000 + b".",
     "long number": b"\x8b\xff\xff\xff\x7f.",
     "long text": b"\x8d" + b"\xff" * 8 + b".",
     "long bytes": b"\x8e" + b"\xff" * 8 + b".",
     "long bytearray": b"\x96" + b"\xff" * 8 + b".",
     "long frame": b"\x95" + b"\xff" * 8 + b"N.",
     "far memo slot": b"Nr\xff\xff\xff\xff.",
-    "colliding integers": colliding_ints(70_000),
+    "colliding integers": colliding_ints(20_000),
     "tuple that doubles as a key": b"}N" + b"q\x00h\x00\x86" * 60 + b"Ns.",
     "number of a million bits as a key": b"}\x8b\x00\x00\x02\x00" + b"\x01" * 131072
         + b"q\x01" + b"Ns" + b"h\x01Ns" * 2000 + b".",
     "one text encoded again and again": text(b"x" * MIB) + b"q\x00c_codecs\nencode\nq\x01"
         + b"](" + b"h\x01h\x00X\x06\x00\x00\x00latin1\x86R" * 3000 + b"e.",
-    "one list copied again and again": b"](" + b"N" * 100_000 + b"eq\x00](" + b"cbuiltins\nlist\n"
+    "one list copied again and again": b"](" + b"N" * 20_000 + b"eq\x00](" + b"cbuiltins\nlist\n"
         b"h\x00\x85R" * 1000 + b"e.",
     "one name made again and again": text(b"x" * MIB) + b"q\x00](" + b"h\x00h\x00\x93" * 3000
         + b"e.",
@@ -168,8 +168,9 @@ EXHAUSTING: dict[str, bytes] = {
         + b"U\x02f8J\xff\xff\xff\x7fJ\xff\xff\xff\x7f\x86U\x01Ct\x52.",
     "text dtype of a gigabyte": b"cnumpy.core.multiarray\nscalar\ncnumpy\ndtype\n"
         b"U\x0aU999999999I0\nI1\n\x87RC\x04abcd\x86R.",
-    "a million dimensions": b"ctorch._utils\n_rebuild_meta_tensor_no_storage\n(ctorch\nfloat32\n("
-        + b"K\x01" * 1_000_000 + b"t)\x88tR.",
+    "thousands of dimensions":
+   b"ctorch._utils\n_rebuild_meta_tensor_no_storage\n(ctorch\nfloat32\n("
+        + b"K\x01" * 40_000 + b"t)\x88tR.",
     "more elements than bytes in the world":
         b"ctorch._utils\n_rebuild_meta_tensor_no_storage\n(ctorch\nfloat32\n"
         b"(\x8a\x07" + b"\xff" * 6 + b"\x7f\x8a\x07" + b"\xff" * 6 + b"\x7ft)\x88tR.",
@@ -177,7 +178,7 @@ EXHAUSTING: dict[str, bytes] = {
     "range without end": b"cbuiltins\nrange\n\x8a\x20" + b"\x7f" * 32 + b"\x85R.",
     "bytes from a number": b"cbuiltins\nbytes\nJ\xff\xff\xff\x7f\x85R.",
     "dict of itself": b"}q\x00K\x01h\x00s.",
-    "list of itself a hundred thousand times": b"]q\x00(" + b"h\x00" * 100_000 + b"e.",
+    "list of itself a hundred thousand times": b"]q\x00(" + b"h\x00" * 20_000 + b"e.",
 }  # fmt: skip
 
 
@@ -186,9 +187,9 @@ def test_within_budget_of_time_and_memory(name: str, tmp_path: Path) -> None:
     path = tmp_path / "bomb.pkl"
     path.write_bytes(EXHAUSTING[name])
     tracemalloc.start()
-    begin = time.monotonic()
+    begin = time.process_time()
     try:
-        with override(entries=200_000, pickle_bytes=64 * MIB):
+        with override(entries=50_000, pickle_bytes=16 * MIB):
             view = plain_pickle.read(str(path))
     except HoldtrueError as error:
         check_findings(error)
@@ -196,8 +197,8 @@ def test_within_budget_of_time_and_memory(name: str, tmp_path: Path) -> None:
         assert len(view.tensors) < 300_000
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
-    assert time.monotonic() - begin < 20
-    assert peak < 400 * MIB
+    assert time.process_time() - begin < 20
+    assert peak < 100 * MIB
 
 
 def test_budgets_are_named() -> None:
@@ -230,6 +231,20 @@ def test_arguments_that_make_no_sense_leave_a_record() -> None:
     factory = NamedReference("os.abort")
     assert walked.value.args == (factory,)
     assert walked.value.items == [(1, 2)]
+
+
+REFUSED = {
+    "text that latin1 lacks": b"c_codecs\nencode\nX\x03\x00\x00\x00\xe2\x82\xacU\x06latin1\x86R.",
+    "number too long for a float": b"cbuiltins\ncomplex\nL" + b"9" * 400 + b"L\n\x85R.",
+    "dict of lists as keys": b"cbuiltins\ndict\n(]N\x86lq\x000](]N\x86e\x85R.",
+    "long doubles": b"cnumpy.core.multiarray\nscalar\ncnumpy\ndtype\nU\x03f12I0\nI1\n\x87R"
+    b"C\x0c123456789012\x86R.",
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_what_a_constructor_refuses_stays_a_record(name: str) -> None:
+    assert isinstance(walk(REFUSED[name], where="x").value, Record)
 
 
 def test_random_opcodes_never_escape() -> None:

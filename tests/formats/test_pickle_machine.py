@@ -8,11 +8,14 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from damage import check_findings
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from same_as_torch import Compared, same
 
 from holdtrue.errors import DamageError, HoldtrueError
+from holdtrue.formats import torch_zip
 from holdtrue.formats.pickle_machine import Walked, walk
 from holdtrue.formats.pickle_opcodes import OPCODES, read_opcodes
 from holdtrue.formats.pickle_source import PickleSource
@@ -182,6 +185,32 @@ def test_state_of_a_dict_that_would_hide_its_methods() -> None:
     walked = seen(b"ccollections\nOrderedDict\n)R}U\x05itemsK\x01sb.")
     assert list(walked.value.items()) == []
     assert [f.code for f in walked.findings] == ["attribute-left-out"]
+
+
+def test_parameters_as_torch_wrote_them_before_0_2(tmp_path) -> None:
+    data = torch.arange(3.0)
+    state = (data, None, OrderedDict(), True, False)
+    old = Reduced((torch.nn.Parameter, (), state))
+    plain = Reduced((torch.nn.Parameter, (data, False)))
+    torch.save([old, plain], tmp_path / "x.pt")
+    tree = torch_zip.read(str(tmp_path / "x.pt")).tree
+    same(tree, torch.load(tmp_path / "x.pt", weights_only=False), Compared())
+
+
+class Reduced:
+    """Pickles as it is told."""
+
+    def __init__(self, reduced: tuple[Any, ...]) -> None:
+        self.reduced = reduced
+
+    def __reduce_ex__(self, protocol: int) -> tuple[Any, ...]:
+        return self.reduced
+
+
+def test_names_that_cannot_be_printed() -> None:
+    walked = seen(b"\x8c\x03\xed\xa0\x80\x8c\x01a\x93.")
+    walked.value.name.encode()
+    walked.would_run[0].name.encode()
 
 
 def test_calls_of_what_a_call_gave() -> None:

@@ -160,7 +160,9 @@ def test_salvage_without_a_directory(tmp_path: Path) -> None:
     for share in (0.5, 0.7, 0.95):
         (tmp_path / "cut.pt").write_bytes(raw[: int(len(raw) * share)])
         view = torch_zip.salvage(str(tmp_path / "cut.pt"))
-        lost = {f.where.rpartition("/")[2] for f in view.findings if f.code == "storage-missing"}
+        missing = [f for f in view.findings if f.code == "storage-missing"]
+        places = [place for f in missing for place in f.places or (f.where,)]
+        lost = {place.rpartition("/")[2] for place in places}
         assert list(view.tensors) == list(tensors)
         for index, (name, tensor) in enumerate(tensors.items()):
             if str(index) in lost:
@@ -174,9 +176,9 @@ def test_salvage_without_a_directory(tmp_path: Path) -> None:
 def test_signatures_by_the_hundred_thousand_take_no_time(tmp_path: Path) -> None:
     fake = struct.pack("<4s5H3I2H", b"PK\x03\x04", 20, 8, 0, 0, 0, 0, 0, 0, 1, 0) + b"x"
     (tmp_path / "x.zip").write_bytes(fake * 100_000)
-    begin = time.monotonic()
+    begin = time.process_time()
     scan_local_headers(str(tmp_path / "x.zip"))
-    assert time.monotonic() - begin < 20
+    assert time.process_time() - begin < 20
 
 
 def test_a_large_file_is_opened_by_its_directory_alone(tmp_path: Path) -> None:
@@ -185,9 +187,9 @@ def test_a_large_file_is_opened_by_its_directory_alone(tmp_path: Path) -> None:
         torch.save({str(i): torch.empty(MIB * 16) for i in range(32)}, path)
     assert path.stat().st_size > 2_000_000_000
     tracemalloc.start()
-    begin = time.monotonic()
+    begin = time.process_time()
     view = torch_zip.read(str(path))
-    assert time.monotonic() - begin < 0.3
+    assert time.process_time() - begin < 0.3
     assert tracemalloc.get_traced_memory()[1] < 16 * MIB
     tracemalloc.stop()
     assert len(view.tensors) == 32

@@ -12,7 +12,7 @@ from holdtrue.capture.loader import capture_loader, is_plain_loader
 from holdtrue.capture.module import capture_module, entries
 from holdtrue.capture.optimizer import capture_optimizer
 from holdtrue.capture.probe import PROBE, capture_probe
-from holdtrue.capture.rng import capture_rng
+from holdtrue.capture.rng import capture_rng, sources
 from holdtrue.capture.tensors import Source, TensorSet, finish, tensor_set
 from holdtrue.capture.values import ValueEncoder
 from holdtrue.findings import Finding
@@ -34,7 +34,9 @@ class Captured(Struct, frozen=True, eq=False):
 def known_tensors(parts: Mapping[str, Any]) -> dict[int, str]:
     """id(tensor) → "part/name" for every tensor that a module part or a top-level part holds."""
     known: dict[int, str] = {}
-    for part, value in parts.items():
+    # In the order of their names: a parameter of two parts is called the same at both ends, in
+    # whatever order the parts are given.
+    for part, value in sorted(parts.items()):
         if isinstance(value, nn.Module):
             for entry in entries(value):
                 known.setdefault(id(entry.tensor), f"{part}/{entry.name}")
@@ -49,6 +51,10 @@ def capture(parts: Mapping[str, Any], probe: Any = None) -> Captured:
     Findings say what cannot be kept."""
     captured = Captured({}, {}, {}, [])
     known = known_tensors(parts)
+    # First, and put back: a loader that is asked for its state may draw random numbers, and a save
+    # must not change the training that goes on.
+    drawn, before = tensor_set(RNG), {name: (s, s.get()) for name, s in sources().items()}
+    rng = Part(kind="rng", state=capture_rng(drawn))
     for name, value in parts.items():
         into = tensor_set(name)
         captured.parts[name] = _capture_part(name, value, known, into)
@@ -59,9 +65,10 @@ def capture(parts: Mapping[str, Any], probe: Any = None) -> Captured:
         if answered is not None:
             captured.parts[PROBE] = answered
         _gather(captured, into)
-    into = tensor_set(RNG)
-    captured.parts[RNG] = Part(kind="rng", state=capture_rng(into))
-    _gather(captured, into)
+    for source, state in before.values():
+        source.set(state)
+    captured.parts[RNG] = rng
+    _gather(captured, drawn)
     return captured
 
 

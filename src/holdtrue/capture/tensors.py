@@ -1,5 +1,6 @@
 """Tensors to tensor records: what is stored, under which key, and what it is tied to."""
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -12,7 +13,14 @@ from torch.nn.parameter import is_lazy
 
 from holdtrue.capture.raw import dtype_name, raw_bytes, raw_view, stored_bytes
 from holdtrue.findings import Finding
-from holdtrue.records.dtypes import DTYPES, OVERLAP_FACTOR, contiguous_stride, extent, product
+from holdtrue.records.dtypes import (
+    DTYPES,
+    OVERLAP_FACTOR,
+    contiguous_stride,
+    extent,
+    packed_bytes,
+    product,
+)
 from holdtrue.records.manifest import Quantizer, TensorRecord
 from holdtrue.records.trust import class_name
 
@@ -90,7 +98,7 @@ def add_array(into: TensorSet, array: np.ndarray[Any, Any], name: str) -> str:
     key = _free_key(into, name)
     into.known[memory] = key
     into.held.append(array)
-    native = array.dtype.str
+    native = array.dtype.str  # of a structured one, its width; the value node has the fields
     torch_name = next((d.name for d in DTYPES.values() if d.numpy == native), None)
     row = DTYPES[torch_name] if torch_name else None
     code, shape = (row.code, array.shape + row.trailing) if row else ("U8", (array.nbytes,))
@@ -144,8 +152,13 @@ def _touching(spans: list[tuple[int, int, str]]) -> list[list[tuple[int, int, st
 
 
 def _memory(tensor: Tensor) -> tuple[Any, ...]:
-    plain = type(tensor) in _PLAIN and tensor.layout is torch.strided and not tensor.is_quantized
-    if plain and tensor.numel() and tensor.device.type != "meta":
+    plain = type(tensor) in _PLAIN and tensor.layout is torch.strided
+    if (
+        plain
+        and not (tensor.is_quantized or tensor.is_nested)
+        and tensor.numel()
+        and tensor.device.type != "meta"
+    ):
         return (
             tensor.untyped_storage().data_ptr(),
             tensor.device,
@@ -161,6 +174,9 @@ def _memory(tensor: Tensor) -> tuple[Any, ...]:
 
 def _free_key(into: TensorSet, name: str) -> str:
     name = name or into.part  # a part that is one tensor
+    # Lone surrogates have no place in JSON, and safetensors keeps one name for itself.
+    name = name.encode("utf-8", "backslashreplace").decode()
+    name = f"{name}~" if name == "__metadata__" else name
     key, n = f"{into.part}/{name}", 2
     while key in into.records:
         key, n = f"{into.part}/{name}~{n}", n + 1
@@ -190,6 +206,8 @@ def _record(
         # A lazy module's parameter before the first batch: there is nothing but its dtype.
         into.records[key] = replace(base, layout="uninitialized")
         return None
+    if tensor.is_nested:
+        return _not_kept("nested")
     base = replace(base, shape=tuple(tensor.shape))
     if name not in DTYPES:
         return (
@@ -210,17 +228,20 @@ def _record(
     if tensor.layout in _SPARSE:
         _record_sparse(into, tensor, key, base)
         return None
-    if tensor.layout is not torch.strided or tensor.is_nested:
-        layout = "nested" if tensor.is_nested else str(tensor.layout).removeprefix("torch.")
-        return (
-            f"layout {layout} is not kept",
-            "its memory has no published description",
-            "save tensor.to_dense() or, for nested tensors, the list tensor.unbind()",
-        )
+    if tensor.layout is not torch.strided:
+        return _not_kept(str(tensor.layout).removeprefix("torch."))
     if tensor.is_quantized:
         return _record_quantized(into, tensor, key, base)
     _record_strided(into, tensor, key, base)
     return None
+
+
+def _not_kept(layout: str) -> _Problem:
+    return (
+        f"layout {layout} is not kept",
+        "its memory has no published description",
+        "save tensor.to_dense() or, for nested tensors, the list tensor.unbind()",
+    )
 
 
 def _record_strided(into: TensorSet, tensor: Tensor, key: str, base: TensorRecord) -> None:
@@ -229,7 +250,8 @@ def _record_strided(into: TensorSet, tensor: Tensor, key: str, base: TensorRecor
     into.sources[key] = Source(
         row.code, base.shape + row.trailing, stored_bytes(tensor), lambda: raw_bytes(tensor)
     )
-    if tensor.numel() and tensor.untyped_storage().nbytes() > tensor.numel() * tensor.itemsize:
+    # A conjugate view reads its memory another way than its neighbours do.
+    if tensor.numel() and not tensor.is_conj() and not tensor.is_neg():
         first, strides = int(tensor.storage_offset()), tuple(int(n) for n in tensor.stride())
         storage = (tensor.untyped_storage().data_ptr(), tensor.dtype)
         into.spans.setdefault(storage, []).append((first, first + extent(base.shape, strides), key))
@@ -265,11 +287,11 @@ def _record_sparse(into: TensorSet, tensor: Tensor, key: str, base: TensorRecord
 def _record_quantized(into: TensorSet, tensor: Tensor, key: str, base: TensorRecord) -> _Problem:
     scheme = str(tensor.qscheme()).removeprefix("torch.")
     packed = tensor.dtype in (torch.quint4x2, torch.quint2x4)
-    if not tensor.is_contiguous() and packed:
+    if packed and stored_bytes(tensor) != packed_bytes(base.dtype, base.shape):
         return (
-            "a packed quantised tensor that is not contiguous",
+            "a packed quantised tensor that is a part of another",
             "several values share a byte, so its strides cannot be followed",
-            "save tensor.contiguous()",
+            "save the whole tensor, or its dequantize()",
         )
     row, count = DTYPES[base.dtype], stored_bytes(tensor)
     components: dict[str, str] = {}
@@ -282,6 +304,12 @@ def _record_quantized(into: TensorSet, tensor: Tensor, key: str, base: TensorRec
         }
         quantizer = Quantizer(scheme=scheme, axis=tensor.q_per_channel_axis())
     else:
+        if not math.isfinite(tensor.q_scale()):
+            return (
+                f"it is quantised with the scale {tensor.q_scale()}",
+                "nothing can be read back from such a tensor",
+                "quantise it again with a finite scale",
+            )
         quantizer = Quantizer(
             scheme=scheme, scale=tensor.q_scale(), zero_point=tensor.q_zero_point()
         )
@@ -290,7 +318,7 @@ def _record_quantized(into: TensorSet, tensor: Tensor, key: str, base: TensorRec
         layout="quantized",
         quantizer=quantizer,
         components=components,
-        stride=None if tensor.is_contiguous() else _kept_stride(raw_view(tensor)),
+        stride=None if packed else _kept_stride(raw_view(tensor)),
     )
     into.sources[key] = Source(
         row.code, (count,) if packed else base.shape, count, lambda: raw_bytes(tensor)

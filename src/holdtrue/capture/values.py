@@ -5,35 +5,37 @@ what it answers is encoded in turn. What cannot be kept becomes a finding with i
 """
 
 import argparse
-import base64
-import math
 import random
-import struct
+import reprlib
 import types
 from collections import Counter, OrderedDict, defaultdict, deque
 from collections.abc import Callable
-from datetime import date, datetime, time, timedelta, timezone
-from decimal import Decimal
+from datetime import datetime, time
 from enum import Enum
-from fractions import Fraction
 from functools import partial
-from pathlib import Path, PosixPath, PurePosixPath, PureWindowsPath, WindowsPath
 from typing import Any
-from uuid import UUID
-from zoneinfo import ZoneInfo
 
 import msgspec
 import numpy as np
 import torch
 from torch import Tensor
 
+from holdtrue.capture.leaves import (
+    LEAVES,
+    b64,
+    generator_node,
+    is_unicode,
+    random_node,
+    scalar_node,
+)
+from holdtrue.capture.objects import take_state
 from holdtrue.capture.tensors import TensorSet, add_array, add_tensor
 from holdtrue.findings import Finding
 from holdtrue.limits import limits
+from holdtrue.records.arrays import describe_dtype
 from holdtrue.records.trust import class_name
 from holdtrue.records.values import FACTORIES, TAG, join
 
-_EXACT_INT = 1 << 53  # above it, JSON readers of other languages lose digits
 _FACTORY_NAMES = {factory: name for name, factory in FACTORIES.items()}
 _FUNCTIONS = (types.FunctionType, types.BuiltinFunctionType, types.MethodType, np.ufunc, partial)
 
@@ -50,30 +52,38 @@ class ValueEncoder:
 
     def encode(self, value: Any, path: str) -> Any:
         """The node of a value, complete in itself."""
-        node = self._encode(value, path, 0, inside_object=False)
-        return self._number_shared(node) if self._shared else node
+        return self._whole(value, path, inside_object=False)
 
     def encode_state(self, state: Any, path: str) -> Any:
         """The node of an object's own state, where named functions may stand."""
-        node = self._encode(state, path, 0, inside_object=True)
-        return self._number_shared(node) if self._shared else node
+        return self._whole(state, path, inside_object=True)
 
     def encode_apart(self, state: Any, path: str) -> Any:
         # Kept in another tree, which cannot refer into this one.
         return ValueEncoder(self.tensors).encode_state(state, path)
+
+    def _whole(self, value: Any, path: str, inside_object: bool) -> Any:
+        try:
+            node = self._encode(value, path, 0, inside_object)
+            return self._number_shared(node) if self._shared else node
+        except RecursionError:  # within the format's bound, but past what the caller's stack left
+            return self._too_deep(path)
+
+    def _too_deep(self, path: str) -> None:
+        return self._refuse(
+            path,
+            f"nested deeper than {limits().value_depth} levels, or than the stack allows",
+            "the format bounds its depth",
+            "flatten the value",
+        )
 
     def _encode(self, value: Any, path: str, depth: int, inside_object: bool) -> Any:
         kind = type(value)
         if value is None or kind is bool:
             return value
         if depth > limits().value_depth:
-            return self._refuse(
-                path,
-                f"nested deeper than {limits().value_depth} levels",
-                "the format bounds its depth",
-                "flatten the value",
-            )
-        leaf = _LEAVES.get(kind)
+            return self._too_deep(path)
+        leaf = LEAVES.get(kind)
         if leaf is not None:
             return leaf(value)
         if id(value) in self._seen:
@@ -95,12 +105,11 @@ class ValueEncoder:
                     "its elements have no fixed bytes",
                     "save array.tolist()",
                 )
-            return {TAG: "tensor", "v": add_array(self.tensors, value, path)}
+            return self._array(value, path)
         if isinstance(value, np.generic) and not value.dtype.hasobject:
-            data = base64.b64encode(value.tobytes()).decode()
-            return {TAG: "scalar", "v": [_dtype(value.dtype), data]}
+            return scalar_node(value)
         if isinstance(value, np.dtype) and not value.hasobject:
-            return {TAG: "np.dtype", "v": _dtype(value)}
+            return {TAG: "np.dtype", "v": describe_dtype(value)}
         if isinstance(value, Enum):
             inner = self._encode(value.value, path, depth + 1, inside_object)
             return {TAG: "enum", "class": class_name(type(value)), "name": value.name, "v": inner}
@@ -139,13 +148,13 @@ class ValueEncoder:
         self._open.discard(id(value))
         if type(value) is torch.Size:
             return {TAG: "size", "v": nodes}
-        return {TAG: "frozenset" if type(value) is frozenset else "tuple", "v": nodes}
+        return {TAG: "tuple", "v": nodes}
 
     def _set(self, value: Any, path: str, depth: int, inside: bool) -> Any:
         node: dict[str, Any] = {TAG: type(value).__name__, "v": []}
         if type(value) is set:
             self._remember(value, node)
-        nodes = [self._encode(v, f"{path}{{{v!r}}}", depth + 1, inside) for v in value]
+        nodes = [self._encode(v, f"{path}{{{reprlib.repr(v)}}}", depth + 1, inside) for v in value]
         if not any(isinstance(n, dict) for n in nodes):
             nodes.sort(key=msgspec.json.encode)  # the same set gives the same bytes
         node["v"] = nodes
@@ -161,7 +170,7 @@ class ValueEncoder:
         return node
 
     def _dict(self, value: Any, path: str, depth: int, inside: bool) -> Any:
-        if all(type(k) is str and k[:1] != TAG and _is_unicode(k) for k in value):
+        if all(type(k) is str and k[:1] != TAG and is_unicode(k) for k in value):
             node: dict[str, Any] = {}
             self._remember(value, node)
             for key, item in value.items():
@@ -197,6 +206,19 @@ class ValueEncoder:
             ]
             for k, v in value.items()
         ]
+
+    def _array(self, value: Any, path: str) -> Any:
+        node: dict[str, Any] = {TAG: "tensor", "v": add_array(self.tensors, value, path)}
+        if value.dtype.names is not None:
+            node["dtype"] = describe_dtype(value.dtype)  # the file itself has bytes only
+            self._remember(value, node)
+        return node
+
+    def _simple(self, value: Any, path: str, depth: int, inside: bool) -> Any:
+        # Leaves that can change: two references to one must stay one.
+        node = _CHANGING[type(value)](value)
+        self._remember(value, node)
+        return node
 
     def _namespace(self, value: Any, path: str, depth: int, inside: bool) -> Any:
         node: dict[str, Any] = {TAG: "namespace"}
@@ -313,128 +335,14 @@ class ValueEncoder:
         )
 
 
-class ObjectState(msgspec.Struct, frozen=True):
-    """What an object gives of itself: `via` says by which road it goes back."""
-
-    via: str  # state_dict · setstate · dict
-    state: Any
-    args: tuple[Any, ...] = ()
-    items: Any = None
-
-
-def take_state(value: Any) -> ObjectState:
-    """An object's own state. Raises TypeError where it has none that could be put back."""
-    cls = type(value)
-    if callable(getattr(value, "state_dict", None)) and callable(
-        getattr(value, "load_state_dict", None)
-    ):
-        return ObjectState("state_dict", value.state_dict())
-    via = "setstate" if hasattr(cls, "__setstate__") else "dict"
-    getstate: Any = cls.__getstate__
-    if getstate is not object.__getstate__:
-        return ObjectState(via, value.__getstate__(), (), _items(value))
-    reducers: tuple[Any, Any] = (cls.__reduce__, cls.__reduce_ex__)
-    if reducers != (object.__reduce__, object.__reduce_ex__):
-        raise TypeError(f"{cls.__name__} can only be copied by calling {cls.__name__}.__reduce__")
-    # The interpreter's own default: refuses objects whose state lives in C (locks, files, …).
-    _, made, state, items, pairs = (*value.__reduce_ex__(2), None, None, None)[:5]
-    content = dict(pairs) if pairs is not None else list(items) if items is not None else None
-    return ObjectState(via, state, made[1:], content)
-
-
-def _items(value: Any) -> Any:
-    if isinstance(value, dict):
-        return dict(value)
-    return list(value) if isinstance(value, list | set) else None
-
-
-def _int(value: int) -> Any:
-    return value if -_EXACT_INT <= value <= _EXACT_INT else {TAG: "int", "v": hex(value)}
-
-
-def _float(value: float) -> Any:
-    return value if math.isfinite(value) else {TAG: "float", "v": _special(value)}
-
-
-def _special(value: float) -> str:
-    return f"nan:{struct.pack('>d', value).hex()}" if math.isnan(value) else repr(value)
-
-
-def _complex(value: complex) -> Any:
-    parts = [v if math.isfinite(v) else _special(v) for v in (value.real, value.imag)]
-    return {TAG: "complex", "v": parts}
-
-
-def _is_unicode(text: str) -> bool:
-    return text.isascii() or not any("\ud800" <= c <= "\udfff" for c in text)
-
-
-def _str(value: str) -> Any:
-    # A lone surrogate (from os.fsdecode, say) has no UTF-8 of its own.
-    if _is_unicode(value):
-        return value
-    return {TAG: "str", "v": value.encode("utf-8", "surrogatepass").hex()}
-
-
-def _timezone(value: timezone) -> Any:
-    arguments = value.__getinitargs__()  # type: ignore[attr-defined]
-    offset, name = (*arguments, None)[:2]
-    return {TAG: "timezone", "v": [[offset.days, offset.seconds, offset.microseconds], name]}
-
-
-def _zone(value: ZoneInfo) -> Any:
-    return {TAG: "zoneinfo", "v": value.key}
-
-
-def _dtype(dtype: "np.dtype[Any]") -> Any:
-    return dtype.str if dtype.names is None else [list(field) for field in dtype.descr]
-
-
 def _hashable(value: Any) -> bool:
     return isinstance(value, type) or value is None
 
 
-def _tag(kind: str, payload: Callable[[Any], Any]) -> Callable[[Any], Any]:
-    return lambda value: {TAG: kind, "v": payload(value)}
-
-
-def _b64(value: bytes) -> str:
-    return base64.b64encode(value).decode()
-
-
-def _generator(value: torch.Generator) -> list[str]:
-    return [str(value.device), _b64(value.get_state().numpy().tobytes())]
-
-
-def _random(value: random.Random) -> Any:
-    version, words, gauss = value.getstate()
-    packed = struct.pack(f"<{len(words)}I", *words)
-    return {TAG: "random", "v": [version, _b64(packed), gauss]}
-
-
-_PATHS = (PosixPath, WindowsPath, PurePosixPath, PureWindowsPath, Path)
-_LEAVES: dict[type, Callable[[Any], Any]] = {
-    str: _str,
-    int: _int,
-    float: _float,
-    complex: _complex,
-    bytes: _tag("bytes", _b64),
-    bytearray: _tag("bytearray", _b64),
-    ZoneInfo: _zone,
-    date: _tag("date", date.isoformat),
-    timedelta: _tag("timedelta", lambda v: [v.days, v.seconds, v.microseconds]),
-    timezone: _timezone,
-    Decimal: _tag("decimal", str),
-    Fraction: _tag("fraction", lambda v: [hex(v.numerator), hex(v.denominator)]),
-    UUID: _tag("uuid", lambda v: v.hex),
-    type(...): _tag("ellipsis", lambda _: None),
-    torch.dtype: _tag("dtype", lambda v: str(v).removeprefix("torch.")),
-    torch.device: _tag("device", str),
-    torch.layout: _tag("layout", lambda v: str(v).removeprefix("torch.")),
-    torch.memory_format: _tag("memory_format", lambda v: str(v).removeprefix("torch.")),
-    torch.Generator: _tag("generator", _generator),
-    random.Random: _random,
-    **{p: _tag("path", lambda v: [type(v).__name__, str(v)]) for p in _PATHS},
+_CHANGING: dict[type, Callable[[Any], dict[str, Any]]] = {
+    bytearray: lambda value: {TAG: "bytearray", "v": b64(value)},
+    torch.Generator: generator_node,
+    random.Random: random_node,
 }
 _CONTAINERS: dict[type, Callable[[ValueEncoder, Any, str, int, bool], Any]] = {
     list: ValueEncoder._list,
@@ -453,4 +361,5 @@ _CONTAINERS: dict[type, Callable[[ValueEncoder, Any, str, int, bool], Any]] = {
     time: ValueEncoder._moment,
     argparse.Namespace: ValueEncoder._namespace,
     types.SimpleNamespace: ValueEncoder._namespace,
+    **dict.fromkeys(_CHANGING, ValueEncoder._simple),
 }

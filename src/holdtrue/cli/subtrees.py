@@ -1,7 +1,7 @@
 """Thousands of tensors as a few lines: names gathered by the subtree that they stand in."""
 
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 
 from msgspec import Struct
 
@@ -21,20 +21,29 @@ class Row(Struct, frozen=True):
 
 def rows(leaves: Mapping[str, Leaf], most: int) -> list[Row]:
     """At most about `most` rows: every leaf where they fit, else one row for each subtree."""
-    if len(leaves) <= most:
-        return [Row(name, leaf.what, leaf.nbytes) for name, leaf in leaves.items()]
-    deepest = max(len(_STEP.split(name)) for name in leaves)
-    gathered: dict[str, list[Leaf]] = {}
+    return [
+        Row(
+            name,
+            _gathered([leaves[leaf] for leaf in found]),
+            sum(leaves[leaf].nbytes for leaf in found),
+        )
+        for name, found in gather(leaves, most).items()
+    ]
+
+
+def gather(names: Collection[str], most: int) -> dict[str, list[str]]:
+    """Names by the subtree that they stand in, as deep as gives at most about `most` subtrees."""
+    if len(names) <= most:
+        return {name: [name] for name in names}
+    deepest = max(len(_STEP.split(name)) for name in names)
+    gathered: dict[str, list[str]] = {}
     for depth in range(deepest, 0, -1):
         gathered = {}
-        for name, leaf in leaves.items():
-            gathered.setdefault(_prefix(name, depth), []).append(leaf)
+        for name in names:
+            gathered.setdefault(_prefix(name, depth), []).append(name)
         if len(gathered) <= most:
             break
-    return [
-        Row(name, _gathered(found), sum(leaf.nbytes for leaf in found))
-        for name, found in gathered.items()
-    ]
+    return gathered
 
 
 def _prefix(name: str, depth: int) -> str:

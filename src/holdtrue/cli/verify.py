@@ -61,7 +61,7 @@ def _imported(name: str) -> Any:
 
 
 def _show(report: Report) -> None:
-    if report.findings:
+    if report.findings or report.not_checked:
         show_report(report, json=False)
     else:
         stdout().print(f"{report.subject}: every byte is as it was written")

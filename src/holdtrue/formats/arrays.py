@@ -7,6 +7,7 @@ import numpy as np
 from holdtrue.errors import OpenError, fail
 from holdtrue.findings import Finding
 from holdtrue.formats.view import LazyTensor
+from holdtrue.records.arrays import dtype_of
 from holdtrue.records.dtypes import DTYPES
 
 _ML = frozenset({"bfloat16", "float8_e4m3fn", "float8_e4m3fnuz", "float8_e5m2", "float8_e5m2fnuz",
@@ -19,7 +20,7 @@ def numpy_dtype(lazy: LazyTensor, where: str) -> "np.dtype[Any]":
         return np.lib.format.descr_to_dtype(lazy.state["descr"])  # a structure's fields
     name = lazy.numpy or DTYPES[lazy.dtype].numpy
     if name is not None:
-        return np.dtype(name)
+        return dtype_of(name)
     if lazy.dtype in _ML:
         try:
             import ml_dtypes

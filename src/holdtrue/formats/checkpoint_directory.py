@@ -14,9 +14,10 @@ from holdtrue.findings import Finding, report
 from holdtrue.formats.safetensors import Header, parse_header
 from holdtrue.formats.view import LazyTensor, Piece, Storage, View
 from holdtrue.limits import limits
+from holdtrue.records.arrays import dtype_of
 from holdtrue.records.consistency import find_problem
-from holdtrue.records.dtypes import DTYPES, contiguous_stride, product
-from holdtrue.records.manifest import NAME, Chunk, Manifest, TensorRecord, decode_manifest
+from holdtrue.records.dtypes import DTYPES, PACKED, contiguous_stride, packed_bytes, product
+from holdtrue.records.manifest import NAME, Chunk, Manifest, Part, TensorRecord, decode_manifest
 from holdtrue.records.values import Decoding, NodeError, decode
 
 
@@ -62,13 +63,27 @@ def to_view(directory: Path, manifest: Manifest) -> View:
         "step": manifest.step,
         "environment": msgspec.to_builtins(manifest.environment),
     }
-    tree = {name: _tree(name, part.state, tensors) for name, part in manifest.parts.items()}
+    tree = {name: _tree(name, part, tensors) for name, part in manifest.parts.items()}
     return View(path=str(directory), format="holdtrue", about=about, tree=tree, tensors=tensors)
 
 
-def _tree(name: str, node: Any, tensors: dict[str, LazyTensor]) -> Any:
+def _tree(name: str, part: Part, tensors: dict[str, LazyTensor]) -> Any:
+    if part.kind not in ("module", "optimizer") or not isinstance(part.state, dict):
+        return _value(name, part.state, tensors)
+    # Names are keys here, and no value nodes: a parameter may be called "$".
+    tree: dict[str, Any] = {}
+    for key, node in part.state.items():
+        if key in ("extra", "custom", "getstate", "state") and isinstance(node, dict):
+            tree[key] = {n: _value(f"{name}/{n}", inner, tensors) for n, inner in node.items()}
+        else:
+            names = key in ("entries", "training")
+            tree[key] = node if names else _value(name, node, tensors)
+    return tree
+
+
+def _value(name: str, node: Any, tensors: dict[str, LazyTensor]) -> Any:
     try:
-        return decode(node, Decoding(tensor=tensors.__getitem__), path=name)
+        return decode(node, Decoding(tensor=tensors.__getitem__, inert=True), path=name)
     except NodeError as error:
         raise _damaged(name, str(error)) from None
 
@@ -160,20 +175,17 @@ def _stored_bytes(record: TensorRecord, shape: tuple[int, ...]) -> int:
     count = product(shape)
     if record.numpy is not None and DTYPES[record.dtype].numpy != record.numpy:
         return count * numpy_itemsize(record.numpy)
-    if record.dtype in ("quint4x2", "quint2x4"):
-        per_byte = 2 if record.dtype == "quint4x2" else 4
-        return -(-count // per_byte)
+    if record.dtype in PACKED:
+        return packed_bytes(record.dtype, shape)
     return count * DTYPES[record.dtype].itemsize
 
 
 def numpy_itemsize(name: str) -> int:
     """Bytes of one element of a NumPy dtype string such as "<M8[s]"."""
-    import numpy as np
-
     try:
-        return np.dtype(name).itemsize
-    except TypeError:
-        raise _damaged(name, "it is no NumPy dtype") from None
+        return dtype_of(name).itemsize
+    except ValueError as error:
+        raise _damaged(name[:40], str(error)) from None
 
 
 def unreadable(path: Path, error: OSError) -> HoldtrueError:

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from msgspec import Struct, field
+from msgspec.structs import replace
 
 from holdtrue.errors import OpenError
 from holdtrue.formats.pickle_source import over_budget
@@ -79,21 +80,26 @@ def find_modules(tree: Any, where: str) -> dict[str, Record]:
     return found
 
 
-def state_dict(model: Record, where: str = "a pickled model") -> dict[str, LazyTensor]:
+def state_dict(
+    model: Record, where: str = "a pickled model", *, hidden: bool = False
+) -> dict[str, LazyTensor]:
     """What `model.state_dict()` gave when the model was saved, in torch's order.
 
     Tied parameters are one LazyTensor, or share their storage, under each of their names. Hooks
-    and `get_extra_state` of the lost class are code, and cannot take part.
+    and `get_extra_state` of the lost class are code, and cannot take part. With `hidden` the
+    buffers that stay out of a state dict are given too, marked as not persistent.
     """
     found: dict[str, LazyTensor] = {}
     for path, _, state in _modules(model, where):
         prefix = f"{path}." if path else ""
-        hidden = _hidden(state)
+        unsaved = _hidden(state)
         for name, tensor in _tensors(state.get("_parameters")):
             found[prefix + name] = tensor
         for name, tensor in _tensors(state.get("_buffers")):
-            if name not in hidden:
+            if name not in unsaved:
                 found[prefix + name] = tensor
+            elif hidden:
+                found[prefix + name] = replace(tensor, persistent=False)
     return found
 
 

@@ -18,12 +18,13 @@ from holdtrue.formats.npy_header import (
 )
 from holdtrue.formats.pickle_machine import walk
 from holdtrue.formats.pickle_operations import Operation
-from holdtrue.formats.pickle_source import PickleSource, from_file
+from holdtrue.formats.pickle_source import PickleSource, from_file, over_budget
 from holdtrue.formats.source import open_source
 from holdtrue.formats.tensor_bytes import read_storage
 from holdtrue.formats.tree_walk import tensors_by_path
 from holdtrue.formats.view import Storage, View
 from holdtrue.formats.zip_archive import Archive, Entry, read_directory, storage_of
+from holdtrue.limits import limits
 
 
 class _Array(Struct, frozen=True):
@@ -133,7 +134,14 @@ def _objects(header: NpyHeader, whole: Storage, where: str) -> _Array:
             whole.file, where, whole.offset + header.length, whole.offset + whole.nbytes
         )
     else:
-        source = PickleSource(read_storage(whole).tobytes()[header.length :], where)
+        if whole.nbytes > limits().pickle_bytes:
+            raise over_budget(where, "pickle_bytes", limits().pickle_bytes, "bytes of pickle")
+        data = read_storage(whole)
+
+        def fetch(start: int, count: int) -> bytes:
+            return data[start : start + count].tobytes()
+
+        source = PickleSource(b"", where, fetch=fetch, start=header.length, end=whole.nbytes)
     walked = walk(source, where=where)
     return _Array(walked.value, header, walked.findings, walked.would_run)
 

@@ -292,11 +292,7 @@ def _table() -> dict[str, Constructor]:
     }
     table |= {"torch._utils." + name: made for name, made in tensors.items()}
     for name in ("torch.nn.parameter.Parameter", "torch.nn.Parameter"):
-        table[name] = lambda context, args: (
-            pickle_tensors.rebuild_parameter(context, args)
-            if args
-            else pickle_tensors.unset(context, args)
-        )
+        table[name] = pickle_tensors.parameter_of
     for name in ("UninitializedParameter", "UninitializedBuffer"):
         table["torch.nn.parameter." + name] = pickle_layouts.uninitialized
     table["torch.autograd.variable.Variable"] = pickle_tensors.unset

@@ -15,6 +15,9 @@ class ArgumentsError(ValueError):
     """A known constructor with arguments it does not take; the call is kept as a record."""
 
 
+# What a constructor, or Python below it, raises on arguments that make no sense.
+REFUSALS = (ArithmeticError, AttributeError, LookupError, TypeError, ValueError)
+
 Nested = Callable[[Any, "Context"], Any]  # reads the torch file that a byte string holds
 
 

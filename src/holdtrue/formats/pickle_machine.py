@@ -12,7 +12,7 @@ from msgspec import Struct
 from holdtrue.errors import DamageError, HoldtrueError, fail
 from holdtrue.findings import Finding
 from holdtrue.formats.pickle_containers import add_elements, add_pairs, elements, extend
-from holdtrue.formats.pickle_context import Nested
+from holdtrue.formats.pickle_context import REFUSALS, Nested
 from holdtrue.formats.pickle_opcodes import read_opcodes
 from holdtrue.formats.pickle_operations import Operation
 from holdtrue.formats.pickle_salvage import close_stacks
@@ -83,7 +83,7 @@ def _interpret(machine: PickleStack) -> Any:
         return machine.stack.pop()
     except HoldtrueError:
         raise
-    except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
+    except REFUSALS as error:
         raise _malformed(machine, error) from None
 
 
@@ -92,7 +92,7 @@ def _salvaged(machine: PickleStack) -> Any:
         return close_stacks(machine.context, machine.marks, machine.stack)
     except HoldtrueError:
         raise
-    except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
+    except REFUSALS as error:
         raise _malformed(machine, error) from None
 
 

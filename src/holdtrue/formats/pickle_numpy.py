@@ -40,7 +40,10 @@ def dtype_of(value: Any) -> np.dtype[Any]:
         name = value
     if not isinstance(name, str) or not _PLAIN.fullmatch(name):
         raise ArgumentsError("an array of objects or structures")
-    return np.dtype(name.replace("a", "S", 1) if "a" in name[:2] else name)
+    try:
+        return np.dtype(name.replace("a", "S", 1) if "a" in name[:2] else name)
+    except (TypeError, ValueError):  # long doubles of another machine
+        raise ArgumentsError("numbers that this machine does not have") from None
 
 
 def _known_dtype(described: Any) -> np.dtype[Any] | None:

@@ -6,7 +6,7 @@ from typing import Any
 
 from holdtrue.formats.pickle_build import apply_state
 from holdtrue.formats.pickle_constructors import CONSTRUCTORS, is_inert_class, is_plain_name
-from holdtrue.formats.pickle_context import ArgumentsError, Context, Nested
+from holdtrue.formats.pickle_context import REFUSALS, ArgumentsError, Context, Nested
 from holdtrue.formats.pickle_opcodes import Span
 from holdtrue.formats.pickle_operations import severity
 from holdtrue.formats.pickle_source import PickleSource, over_budget
@@ -77,7 +77,9 @@ class PickleStack:
             if (module, name) in NAME_MAPPING:
                 module, name = NAME_MAPPING[module, name]
             module = IMPORT_MAPPING.get(module, module)
-        reference = NamedReference(f"{module}.{name}")
+        # A lone surrogate cannot be printed, and no module is named with one.
+        text = f"{module}.{name}".encode("utf-8", "replace").decode()
+        reference = NamedReference(text)
         if not is_plain_name(reference.name):
             self.context.would("import", reference.name, reference)
         self.push(reference)
@@ -112,8 +114,11 @@ class PickleStack:
         if constructor is not None:
             try:
                 value = constructor(context, args)
-            except ArgumentsError as error:
-                context.note("odd-arguments", f"{name} is called with {error}", error=True)
+            except REFUSALS as error:
+                why = str(error)[:200]
+                context.note(
+                    "odd-arguments", f"{name} is called in a way it refuses", why, error=True
+                )
                 if severity(name) == "dangerous":
                     context.would("call", name, name)
             else:
@@ -141,7 +146,10 @@ class PickleStack:
         try:
             built = apply_state(self.context, target, state, pending=pending is not None)
         except ArgumentsError as error:
-            self.context.note("odd-arguments", f"a tensor is given {error}", error=True)
+            why = str(error)[:200]
+            self.context.note(
+                "odd-arguments", "a tensor is given a state it refuses", why, error=True
+            )
             return
         if built is not target:
             self.stack[-1] = built

@@ -103,8 +103,9 @@ def strided(
     if product(shape) and base + reach * width > held.nbytes:
         context.note(
             "tensor-past-storage",
-            f"a tensor of {kind} {list(shape)} reaches past its storage {held.key}",
-            f"it needs {base + reach * width:,} bytes, the storage has {held.nbytes:,}",
+            "a tensor reaches past its storage",
+            f"{kind} {list(shape)} on {held.key} needs "
+            f"{base + reach * width:,} bytes, the storage has {held.nbytes:,}",
             error=True,
         )
     if held.big_endian and held.itemsize != swap_unit(kind):
@@ -156,6 +157,13 @@ def rebuild_parameter(context: Context, args: tuple[Any, ...]) -> LazyTensor:
     return replace(data, parameter=True, requires_grad=requires_grad is True, state=state)
 
 
+def parameter_of(context: Context, args: tuple[Any, ...]) -> LazyTensor:
+    """The class called itself; before torch 0.2 without arguments, and BUILD brings its data."""
+    if args:
+        return rebuild_parameter(context, args)
+    return replace(unset(context, args), parameter=True)
+
+
 def unset(context: Context, args: tuple[Any, ...]) -> LazyTensor:
     """A tensor made empty, to be filled by BUILD as torch before 0.1.10 did; or from data."""
     if args and is_storage(args[0]):
@@ -170,7 +178,8 @@ def set_state(context: Context, tensor: LazyTensor, state: Any) -> None:
     if isinstance(state, tuple) and len(state) == 4:
         become(tensor, strided(context, *state))
     elif isinstance(state, tuple) and len(state) == 5 and isinstance(state[0], LazyTensor):
-        become(tensor, replace(state[0], requires_grad=state[3] is True, parameter=True))
+        kept = tensor.parameter
+        become(tensor, replace(state[0], requires_grad=state[3] is True, parameter=kept))
     elif isinstance(state, tuple) and len(state) == 3:
         force_setattr(tensor, "requires_grad", state[0] is True)
     elif isinstance(state, (dict, tuple)):

@@ -2,6 +2,7 @@
 
 from holdtrue.findings import Finding
 from holdtrue.formats.checkpoint_about import describe_tree
+from holdtrue.formats.finding_groups import group
 from holdtrue.formats.nested_torch import read_nested
 from holdtrue.formats.pickle_machine import walk
 from holdtrue.formats.pickle_source import from_file
@@ -40,5 +41,5 @@ def _view(path: str, *, salvage: bool) -> View:
         about=about | describe_tree(walked.value),
         tree=walked.value,
         tensors=tensors_by_path(walked.value, path),
-        findings=tuple(findings),
+        findings=group(findings),
     )

@@ -10,6 +10,7 @@ from typing import Any
 from holdtrue.errors import DamageError, OpenError, fail
 from holdtrue.findings import Finding
 from holdtrue.formats import torch_zip
+from holdtrue.formats.finding_groups import group
 from holdtrue.formats.pickle_operations import Operation
 from holdtrue.formats.pt2_payload import json_record, payload
 from holdtrue.formats.torch_zip import Records, describe_records
@@ -80,7 +81,7 @@ def read(path: str) -> View:
         about=about,
         tree=tree,
         tensors=tensors_by_path(tree, path),
-        findings=(*archive.findings, *records.findings, *program.findings),
+        findings=group((*archive.findings, *records.findings, *program.findings)),
     )
 
 

@@ -4,6 +4,7 @@ from typing import Any
 
 from holdtrue.errors import DamageError, fail
 from holdtrue.findings import Finding
+from holdtrue.formats.finding_groups import keep
 from holdtrue.formats.pickle_context import ArgumentsError
 from holdtrue.formats.pickle_tensors import shape_of, swap_unit, whole_number
 from holdtrue.formats.strict_json import strict_json
@@ -54,11 +55,11 @@ def payload(
                 continue
             shape = meta.get("tensor_meta")
             if not isinstance(shape, dict):  # a custom object, kept by torch in its own way
-                findings.append(finding("pt2-object", "warning", where, "not a tensor; not read"))
+                keep(findings, finding("pt2-object", "warning", where, "not a tensor; not read"))
                 continue
             plain[key] = _tensor(records, name, shape, meta.get("is_param") is True, storages)
         except (ArgumentsError, KeyError, TypeError, AttributeError) as error:
-            findings.append(
+            keep(findings,
                 finding("pt2-tensor", "error", where, "a tensor is described in a way that "
                         "makes no sense", str(error)[:200])
             )  # fmt: skip

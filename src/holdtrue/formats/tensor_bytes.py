@@ -17,7 +17,8 @@ from holdtrue.findings import Finding
 from holdtrue.formats.pieces import blocks, cut, far_axis, is_contiguous, reach, without
 from holdtrue.formats.view import LazyTensor, Piece, Storage
 from holdtrue.limits import KIB, MIB, limits
-from holdtrue.records.dtypes import DTYPES, product
+from holdtrue.records.arrays import dtype_of
+from holdtrue.records.dtypes import DTYPES, PACKED, product
 
 # Elements are moved as opaque numbers of their size, so that no NaN payload is ever touched.
 _OPAQUE = {1: "u1", 2: "<u2", 4: "<u4", 8: "<u8"}
@@ -33,6 +34,8 @@ def read_tensor(tensor: LazyTensor) -> Bytes:
 
     Raises ValueError for layouts that have components; read those one by one.
     """
+    if tensor.dtype in PACKED and tensor.pieces:
+        return read_storage(tensor.pieces[0].storage)  # always one piece, whose bytes have no shape
     return read_box(tensor, (0,) * len(tensor.shape), tensor.shape)
 
 
@@ -145,7 +148,7 @@ def storage_chunks(storage: Storage) -> Iterator[Bytes]:
 def element_bytes(tensor: LazyTensor) -> int:
     """Bytes of one element in the file."""
     if tensor.numpy is not None:
-        return np.dtype(tensor.numpy).itemsize
+        return dtype_of(tensor.numpy).itemsize
     return DTYPES[tensor.dtype].itemsize
 
 

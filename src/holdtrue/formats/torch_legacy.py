@@ -3,6 +3,7 @@
 from typing import Any
 
 from holdtrue.formats.checkpoint_about import describe_tree
+from holdtrue.formats.finding_groups import group
 from holdtrue.formats.nested_torch import read_nested
 from holdtrue.formats.pickle_source import PickleSource, from_file
 from holdtrue.formats.torch_legacy_stream import read_stream
@@ -44,5 +45,5 @@ def _view(path: str, *, salvage: bool) -> View:
         about=about | describe_tree(walked.value),
         tree=walked.value,
         tensors=tensors_by_path(walked.value, path),
-        findings=(*walked.findings, *stream.findings),
+        findings=group((*walked.findings, *stream.findings)),
     )

@@ -12,6 +12,7 @@ from msgspec import Struct
 
 from holdtrue.errors import DamageError, HoldtrueError, OpenError, fail
 from holdtrue.findings import Finding
+from holdtrue.formats.finding_groups import keep
 from holdtrue.formats.pickle_context import Nested
 from holdtrue.formats.pickle_machine import Walked, walk
 from holdtrue.formats.pickle_source import PickleSource, over_budget
@@ -124,14 +125,15 @@ def _read_spans(
         if numel < 0:
             raise _bad_keys(where, f"the storage {name[:80]!r} has {numel:,} elements")
         if numel != found.numel:
-            findings.append(
+            keep(
+                findings,
                 Finding(
                     code="storage-size-mismatch",
                     severity="error",
                     where=f"{where}: storage {name}",
                     what="a storage is not as long as the pickle says",
                     why=f"the pickle says {found.numel:,} elements, the file {numel:,}",
-                )
+                ),
             )
         nbytes = numel * DTYPES[found.dtype].itemsize
         if nbytes > source.remaining:

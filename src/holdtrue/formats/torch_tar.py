@@ -12,6 +12,7 @@ from msgspec import Struct
 from holdtrue.errors import DamageError, fail
 from holdtrue.findings import Finding
 from holdtrue.formats.checkpoint_about import describe_tree
+from holdtrue.formats.finding_groups import group
 from holdtrue.formats.pickle_machine import walk
 from holdtrue.formats.pickle_source import PickleSource, from_file
 from holdtrue.formats.pickle_tensors import row
@@ -70,7 +71,7 @@ def read(path: str) -> View:
         about=about | describe_tree(walked.value),
         tree=walked.value,
         tensors=tensors_by_path(walked.value, path),
-        findings=walked.findings,
+        findings=group(walked.findings),
     )
 
 

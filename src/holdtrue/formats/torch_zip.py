@@ -7,6 +7,7 @@ from msgspec.structs import replace
 from holdtrue.errors import DamageError, OpenError, fail
 from holdtrue.findings import Finding
 from holdtrue.formats.checkpoint_about import describe_tree
+from holdtrue.formats.finding_groups import group, keep
 from holdtrue.formats.nested_torch import read_nested
 from holdtrue.formats.pickle_machine import Walked, walk
 from holdtrue.formats.pickle_tensors import swap_unit
@@ -79,14 +80,14 @@ class Records:
         entry, key = self.entry(name), self.prefix + name
         if entry is None:
             if found.numel and not found.location.startswith("meta"):
-                self.findings.append(
+                keep(self.findings,
                     finding("storage-missing", "error", self.where(name),
                             "the bytes of a tensor are not in the file",
                             f"{found.nbytes:,} bytes of {found.dtype}")
                 )  # fmt: skip
             return Storage(key=key, file=self.archive.path, offset=0, nbytes=0)
         if entry.nbytes != found.nbytes:
-            self.findings.append(
+            keep(self.findings,
                 finding("storage-size-mismatch", "error", self.where(name),
                         "a storage is not as long as the pickle says",
                         f"{found.numel:,} elements of {found.dtype} are {found.nbytes:,} bytes, "
@@ -127,7 +128,7 @@ def read_archive(archive: Archive, *, salvage: bool = False, prefix: str = "") -
         about=about,
         tree=walked.value,
         tensors=tensors_by_path(walked.value, archive.path),
-        findings=(*archive.findings, *records.findings, *walked.findings),
+        findings=group((*archive.findings, *records.findings, *walked.findings)),
     )
 
 

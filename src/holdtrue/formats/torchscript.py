@@ -9,6 +9,7 @@ from typing import Any
 
 from msgspec import Struct
 
+from holdtrue.formats.finding_groups import group
 from holdtrue.formats.torch_zip import Records, describe_records, open_records, walk_record
 from holdtrue.formats.tree_walk import each_node, name_of, tensors_by_path
 from holdtrue.formats.view import LazyTensor, View
@@ -63,7 +64,7 @@ def read(path: str) -> View:
         about=about,
         tree=tree,
         tensors=tensors_by_path(tree, path),
-        findings=(*archive.findings, *records.findings, *findings),
+        findings=group((*archive.findings, *records.findings, *findings)),
     )
 
 

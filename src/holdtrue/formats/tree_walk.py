@@ -27,15 +27,16 @@ def children(node: Any) -> Iterator[tuple[str, Any]]:
             if type(key) in (InertKey, tuple):
                 yield f"{name}(key)", key.value if isinstance(key, InertKey) else key
         attributes = getattr(node, "__dict__", None)
-        if attributes:
-            yield from attributes.items()
+        for name, value in attributes.items() if attributes else ():
+            yield name_of(name), value
     elif isinstance(node, (list, tuple, set, frozenset, deque)):
         for index, value in enumerate(node):
             yield str(index), value.value if isinstance(value, InertKey) else value
     elif isinstance(node, Record):
         yield from _record_children(node)
     elif isinstance(node, LazyTensor):
-        yield from node.components.items()
+        for name, part in node.components.items():
+            yield name_of(name), part
         if node.state is not None:
             yield "state", node.state
 
@@ -44,7 +45,8 @@ def _record_children(record: Record) -> Iterator[tuple[str, Any]]:
     """State and items stand directly under the record, as attributes and entries do in Python."""
     for index, value in enumerate(record.args):
         yield f"args.{index}", value
-    yield from record.kwargs.items()
+    for name, value in record.kwargs.items():
+        yield name_of(name), value
     states = record.state if _is_slots(record.state) else (record.state,)
     for state in states:
         if isinstance(state, dict):

@@ -15,6 +15,7 @@ from msgspec.structs import replace
 
 from holdtrue.errors import DamageError, OpenError, fail
 from holdtrue.findings import Finding
+from holdtrue.formats.finding_groups import keep
 from holdtrue.formats.pickle_source import over_budget
 from holdtrue.formats.source import open_source, read_bytes
 from holdtrue.formats.view import Storage
@@ -273,14 +274,14 @@ def _check_local(
         where = f"{path}: {entry.name}"
         local = read_local(file, entry.header_offset, size)
         if local is None:
-            findings.append(
+            keep(findings,
                 finding("zip-bad-offset", "error", where, "the directory points at no record",
                          f"offset {entry.header_offset:,} of {size:,} bytes")
             )  # fmt: skip
             continue
         name, flags, method, crc, stored, nbytes, data = local
         if name != entry.name:
-            findings.append(
+            keep(findings,
                 finding("zip-name-mismatch", "warning", where,
                          "a record has another name in its own header than in the directory",
                          "torch goes by the directory, other tools by the header",
@@ -292,18 +293,19 @@ def _check_local(
             or method != entry.method
             or (announced and (crc, stored, nbytes) != (entry.crc32, entry.stored, entry.nbytes))
         ):
-            findings.append(
+            keep(findings,
                 finding("zip-header-mismatch", "warning", where,
                          "a record's own header and the directory disagree",
                          "sizes, CRC, method or flags differ; torch goes by the directory")
             )  # fmt: skip
         if data + entry.stored > size:
-            findings.append(
+            keep(findings,
                 finding("zip-record-cut", "error", where, "a record reaches past the end",
                          f"{data + entry.stored:,} bytes are needed, the file has {size:,}")
             )  # fmt: skip
             continue
-        findings += _check_sizes(entry, where)
+        for found in _check_sizes(entry, where):
+            keep(findings, found)
         # CRC 0 with bytes behind it: the writer computed none.
         known = None if entry.crc32 == 0 and entry.nbytes else entry.crc32
         checked.append(replace(entry, offset=data, crc32=known))

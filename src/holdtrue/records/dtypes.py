@@ -74,6 +74,17 @@ SAFETENSORS: dict[str, tuple[str, int]] = {
 }  # fmt: skip
 
 
+# Values of the quantised dtypes that share a byte; every row begins on a byte of its own.
+PACKED = {"quint4x2": 2, "quint2x4": 4}
+
+
+def packed_bytes(name: str, shape: tuple[int, ...]) -> int:
+    """Bytes of a tensor of a packed dtype."""
+    if not shape:
+        return 1
+    return product(shape[:-1]) * -(-shape[-1] // PACKED[name])
+
+
 def product(shape: tuple[int, ...]) -> int:
     """Number of elements; 1 for a 0-d shape."""
     count = 1

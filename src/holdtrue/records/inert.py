@@ -5,11 +5,14 @@ from typing import Any
 from msgspec import Struct, field
 
 
-class Record(Struct, frozen=True, kw_only=True, omit_defaults=True, eq=True):
+class Record(Struct, frozen=True, kw_only=True, omit_defaults=True, eq=False):
     """An object as data: its class by name, and what it would be built from.
 
     Nothing is imported or called to make one. `state` is what `__setstate__` or `__dict__` would
     receive; `items` are the (key, value) pairs or the elements of a dict or list subclass.
+
+    Equal only to itself, so that it can be a key: comparing contents was rejected, since a small
+    file of records that refer to one another could make one comparison last for ever.
     """
 
     class_name: str  # "package.module.QualName"

@@ -9,26 +9,25 @@ Decoding reads first and builds second: an object of a class that nobody agreed 
 
 import argparse
 import base64
+import inspect
 import random
 import struct
 from collections import Counter, OrderedDict, defaultdict, deque
 from collections.abc import Callable, Mapping
-from datetime import date, datetime, time, timedelta, timezone
-from decimal import Decimal
+from datetime import datetime, time
 from enum import Enum
-from fractions import Fraction
-from functools import partial
-from pathlib import Path, PosixPath, PurePath, PurePosixPath, PureWindowsPath, WindowsPath
 from types import SimpleNamespace
 from typing import Any
-from uuid import UUID
-from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
 import numpy as np
 from msgspec import Struct, field
 
+from holdtrue.errors import HoldtrueError
 from holdtrue.limits import limits
+from holdtrue.records.arrays import dtype_of
 from holdtrue.records.inert import NamedReference, Record
+from holdtrue.records.leaves import LEAVES, TORCH
+from holdtrue.records.revival import Revival, set_state
 from holdtrue.records.trust import Trust, class_name, find_class
 
 TAG = "$"
@@ -50,16 +49,6 @@ FACTORIES: dict[str, Callable[[], Any] | None] = {
 }
 
 
-class Revival(Struct, frozen=True, kw_only=True):
-    """A state to be put into a live object, once everything else has been checked."""
-
-    target: Any
-    via: str  # state_dict · setstate · dict · random · np.random · generator
-    state: Any
-    items: Any = None
-    path: str
-
-
 class NodeError(ValueError):
     """A node that does not follow the format, with its path."""
 
@@ -70,14 +59,12 @@ class Decoding(Struct, kw_only=True):
     tensor: Callable[[str], Any]  # tensor key → value
     builders: Mapping[str, Callable[[Any], Any]] = field(default_factory=dict)  # torch's own kinds
     agreed: Trust = field(default_factory=Trust)
+    inert: bool = False  # describe only: tensors are not values, so no generator can be made
     shared: dict[int, Any] = field(default_factory=dict)
     revivals: list[Revival] = field(default_factory=list)
     unmatched: list[tuple[str, str]] = field(default_factory=list)  # (path, name) left inert
-
-
-# What decoding hostile nodes ends in; torch's builders raise RuntimeError.
-_MALFORMED = (ValueError, TypeError, LookupError, ArithmeticError, AttributeError, RuntimeError,
-              struct.error)  # fmt: skip
+    begun: set[int] = field(default_factory=set)  # numbers whose value is being made
+    taken: set[int] = field(default_factory=set)  # ids of live objects that got a state
 
 
 def decode(node: Any, decoding: Decoding, live: Any = None, path: str = "") -> Any:
@@ -88,9 +75,11 @@ def decode(node: Any, decoding: Decoding, live: Any = None, path: str = "") -> A
     """
     try:
         return _decode(node, decoding, live, path, 0)
-    except NodeError:
+    except (NodeError, HoldtrueError):
         raise
-    except _MALFORMED as error:
+    except Exception as error:
+        # Anything at all: each kind has its own ways to be wrong (a UUID of a number, a zone that
+        # is a directory, nesting past the caller's stack), and trusted classes run their own code.
         raise NodeError(f"{path or 'the value'}: {error!r}") from None
 
 
@@ -107,19 +96,39 @@ def _decode(node: Any, d: Decoding, live: Any, path: str, depth: int) -> Any:
         return _fill_dict({}, [[k, v] for k, v in node.items()], d, live, path, depth)
     kind = node[TAG]
     if kind == "ref":
-        # An inert record is made whole, so one that contains itself cannot refer to itself.
-        return d.shared.get(node["id"], NamedReference("(itself)"))
+        return _referred(node["id"], d, path)
+    if "id" not in node:
+        return _tagged(kind, node, d, live, path, depth)
+    if kind not in _SHARED or type(node["id"]) is not int:
+        raise NodeError(f"{path}: a {str(kind)[:40]!r} cannot be shared")
+    d.begun.add(node["id"])
     value = _tagged(kind, node, d, live, path, depth)
-    if "id" in node:
-        d.shared.setdefault(node["id"], value)
-    return value
+    return d.shared.setdefault(node["id"], value)
+
+
+# What can be referred to. None of these has a hash that reaches into its content: shared tuples as
+# keys could make a small file take for ever.
+_SHARED = frozenset({
+    "list", "set", "deque", "dict", "odict", "defaultdict", "counter", "namespace", "object",
+    "bytearray", "tensor", "random", "np.random", "generator",
+})  # fmt: skip
+
+
+def _referred(number: int, d: Decoding, path: str) -> Any:
+    if number in d.shared:
+        return d.shared[number]
+    if number in d.begun:
+        # An inert record is made whole, so one that contains itself cannot refer to itself.
+        return NamedReference("(itself)")
+    raise NodeError(f"{path}: it refers to {number!r}, which comes nowhere before it")
 
 
 def _tagged(kind: str, node: dict[str, Any], d: Decoding, live: Any, path: str, depth: int) -> Any:
-    if kind in _LEAVES:
-        return _LEAVES[kind](node["v"])
+    if kind in LEAVES:
+        return LEAVES[kind](node["v"])
     if kind == "tensor":
-        return d.tensor(node["v"])
+        made = d.tensor(node["v"])
+        return made.view(dtype_of(node["dtype"])) if _is_array(made, node) else made
     if kind in ("list", "set", "frozenset", "tuple", "deque"):
         return _sequence(kind, node, d, live, path, depth)
     if kind in ("dict", "odict", "defaultdict", "counter"):
@@ -139,7 +148,7 @@ def _tagged(kind: str, node: dict[str, Any], d: Decoding, live: Any, path: str, 
         )
         return made
     if kind in ("class", "callable"):
-        return _reference(kind, node["v"], d, live, path)
+        return _reference(kind, _name(node["v"], path), d, live, path)
     if kind in ("namedtuple", "enum"):
         return _named(kind, node, d, live, path, depth)
     if kind == "object":
@@ -148,13 +157,24 @@ def _tagged(kind: str, node: dict[str, Any], d: Decoding, live: Any, path: str, 
         return _generator(kind, node, d, live, path, depth)
     if kind in d.builders:
         made = d.builders[kind](node["v"])
-        if kind != "generator" or type(live) is not type(made):
+        if kind != "generator" or type(live) is not type(made) or not _take(live, d):
             return made
         d.revivals.append(Revival(target=live, via=kind, state=made.get_state(), path=path))
         return live
-    if kind in _TORCH:
-        return Record(class_name=f"torch.{_TORCH[kind]}", args=(node["v"],))
+    if kind in TORCH:
+        return Record(class_name=f"torch.{TORCH[kind]}", args=(node["v"],))
     raise NodeError(f"{path}: unknown kind {str(kind)[:40]!r}")
+
+
+def _is_array(made: Any, node: dict[str, Any]) -> bool:
+    return "dtype" in node and isinstance(made, np.ndarray)
+
+
+def _take(live: Any, d: Decoding) -> bool:
+    """True the first time: two saved objects cannot both go into one live object."""
+    new = id(live) not in d.taken
+    d.taken.add(id(live))
+    return new
 
 
 def _share(node: dict[str, Any], d: Decoding, value: Any) -> None:
@@ -186,6 +206,8 @@ def _sequence(
 
 
 def _fill_list(made: Any, nodes: list[Any], d: Decoding, live: Any, path: str, depth: int) -> Any:
+    if not isinstance(nodes, list):
+        raise NodeError(f"{path}: its elements are no list")
     peers = live if isinstance(live, list | tuple | deque) else ()
     for i, item in enumerate(nodes):
         if item is None or isinstance(item, bool | int | float | str):
@@ -240,6 +262,12 @@ def join(path: str, key: Any) -> str:
     return f"{path}/{step}" if path else step
 
 
+def _name(value: Any, path: str) -> str:
+    if not isinstance(value, str):
+        raise NodeError(f"{path}: {str(value)[:40]!r} is no name of a class")
+    return value
+
+
 def _reference(kind: str, name: str, d: Decoding, live: Any, path: str) -> Any:
     if live is not None and callable(live) and class_name(live) == name:
         return live
@@ -251,7 +279,7 @@ def _reference(kind: str, name: str, d: Decoding, live: Any, path: str) -> Any:
 
 
 def _named(kind: str, node: dict[str, Any], d: Decoding, live: Any, path: str, depth: int) -> Any:
-    name = node["class"]
+    name = _name(node["class"], path)
     cls: Any = type(live) if class_name(type(live)) == name else find_class(name, d.agreed)
     if kind == "namedtuple":
         fields = _fill_dict(
@@ -261,24 +289,24 @@ def _named(kind: str, node: dict[str, Any], d: Decoding, live: Any, path: str, d
             return tuple.__new__(cls, fields.values())
         d.unmatched.append((path, name))
         return Record(class_name=name, items=fields)
+    if isinstance(cls, type) and issubclass(cls, Enum) and node["name"] in cls.__members__:
+        return cls.__members__[node["name"]]
     value = _decode(node["v"], d, None, path, depth + 1)
     if isinstance(cls, type) and issubclass(cls, Enum):
-        return cls.__members__[node["name"]] if node["name"] in cls.__members__ else cls(value)
+        return cls(value)  # flags that are combined have no name of their own
     d.unmatched.append((path, name))
     return Record(class_name=name, args=(node["name"],), state=value)
 
 
 def _object(node: dict[str, Any], d: Decoding, live: Any, path: str, depth: int) -> Any:
-    name, via = node["class"], node["via"]
-    target = live if class_name(type(live)) == name else None
-    if target is not None:
-        _share(node, d, target)
-    cls = find_class(name, d.agreed)
-    made: Any = None
-    if target is None and cls is not None and via != "state_dict":
-        args = _fill_list([], node.get("args", []), d, None, path, depth)
-        made = cls.__new__(cls, *args)
-        _share(node, d, made)
+    name, via = _name(node["class"], path), node["via"]
+    args = tuple(_fill_list([], node.get("args", []), d, None, path, depth))
+    target = live if class_name(type(live)) == name and _can_become(live, args) else None
+    if target is not None and not _take(target, d):
+        target = None
+    made = None if target is not None else _new(find_class(name, d.agreed), via, args)
+    if target is not None or made is not None:
+        _share(node, d, made if target is None else target)
     state = _decode(node.get("state"), d, _peer_state(target, via), path, depth + 1)
     items = _decode(node.get("items"), d, target, path, depth + 1)
     if target is not None:
@@ -288,8 +316,27 @@ def _object(node: dict[str, Any], d: Decoding, live: Any, path: str, depth: int)
         set_state(made, via, state, items)
         return made
     d.unmatched.append((path, name))
-    args = tuple(_fill_list([], node.get("args", []), d, None, path, depth))
     return Record(class_name=name, args=args, state=state, items=items)
+
+
+def _can_become(live: Any, args: tuple[Any, ...]) -> bool:
+    """False where the value itself is in the arguments of `__new__`, and another one here."""
+    fixed = isinstance(live, int | float | complex | str | bytes | tuple)
+    return not fixed or args == tuple(live.__getnewargs__())
+
+
+def _new(cls: Any, via: str, args: tuple[Any, ...]) -> Any:
+    """An object of a trusted class that waits for its state; None where none can be made."""
+    if cls is None:
+        return None
+    if via != "state_dict":
+        return cls.__new__(cls, *args)
+    # load_state_dict belongs to an object that has been constructed.
+    try:
+        inspect.signature(cls).bind()
+    except (TypeError, ValueError):
+        return None
+    return cls()
 
 
 _BITS = ("PCG64", "PCG64DXSM", "MT19937", "Philox", "SFC64")
@@ -310,10 +357,12 @@ def _generator(
         if bits not in _BITS or name not in ("Generator", "RandomState", bits):
             raise NodeError(f"{path}: unknown generator {str(name)[:40]!r}")
         state = _decode(node["v"], d, None, path, depth + 1)
+        if d.inert:
+            return Record(class_name=f"numpy.random.{name}", args=(bits,), state=state)
         made = getattr(np.random, bits)()
         made = made if name == bits else getattr(np.random, name)(made)
     set_state(made, kind, state, None)  # also proves the state before any live object sees it
-    same = type(live) is type(made) and _bits(live) is _bits(made)
+    same = type(live) is type(made) and _bits(live) is _bits(made) and _take(live, d)
     if not same:
         _share(node, d, made)
         return made
@@ -329,117 +378,3 @@ def _peer_state(target: Any, via: str) -> Any:
     if target is None:
         return None
     return target.state_dict() if via == "state_dict" else getattr(target, "__dict__", None)
-
-
-def set_state(target: Any, via: str, state: Any, items: Any) -> None:
-    """Put a decoded state into an object, as copying protocols do."""
-    if via == "state_dict":
-        target.load_state_dict(state)
-    elif via == "setstate":
-        target.__setstate__(state)
-    elif via == "random":
-        target.setstate(state)
-    elif via == "generator":
-        target.set_state(state)
-    elif via == "np.random":
-        if isinstance(target, np.random.RandomState):
-            target.set_state(state)
-        else:
-            getattr(target, "bit_generator", target).state = state
-    else:
-        attributes, slots = state if isinstance(state, tuple) and len(state) == 2 else (state, None)
-        if attributes:
-            # Attributes set since are forgotten: the object is what it was when saved.
-            target.__dict__.clear()
-            target.__dict__.update(attributes)
-        for name, value in (slots or {}).items():
-            object.__setattr__(target, name, value)
-    if isinstance(items, dict):
-        dict.clear(target)
-        dict.update(target, items)
-    elif isinstance(items, list):
-        if isinstance(target, set):
-            set.clear(target)
-            set.update(target, items)
-        else:
-            list.clear(target)
-            list.extend(target, items)
-
-
-def _float(text: str) -> float:
-    if text.startswith("nan:"):  # the payload is kept: nan:7ff8000000000001
-        return float(struct.unpack(">d", bytes.fromhex(text[4:]))[0])
-    return float(text)
-
-
-def _path(payload: list[str]) -> PurePath:
-    kind, text = payload
-    concrete: dict[str, type[PurePath]] = {
-        "Path": Path,
-        "PosixPath": PosixPath,
-        "WindowsPath": WindowsPath,
-        "PurePosixPath": PurePosixPath,
-        "PureWindowsPath": PureWindowsPath,
-    }
-    cls = concrete[kind]
-    if issubclass(cls, Path) and not isinstance(Path(), cls):
-        # A path of the other system: it can be looked at here, not opened.
-        cls = PurePosixPath if kind == "PosixPath" else PureWindowsPath
-    return cls(text)
-
-
-def _zone(key: str) -> Any:
-    try:
-        return ZoneInfo(key)
-    except (ZoneInfoNotFoundError, ValueError):
-        return Record(class_name="zoneinfo.ZoneInfo", args=(key,))
-
-
-def _timezone(payload: list[Any]) -> timezone:
-    offset = timedelta(*payload[0])
-    return timezone(offset) if payload[1] is None else timezone(offset, payload[1])
-
-
-def _complex(payload: list[Any]) -> complex:
-    real, imaginary = (_float(v) if isinstance(v, str) else float(v) for v in payload)
-    return complex(real, imaginary)
-
-
-def _scalar(payload: list[str]) -> Any:
-    dtype, data = payload
-    return np.frombuffer(base64.b64decode(data), np.dtype(dtype)).reshape(())[()]
-
-
-def _number(text: str) -> int:
-    return int(text, 16)
-
-
-_LEAVES: dict[str, Callable[[Any], Any]] = {
-    "int": _number,
-    "float": _float,
-    "complex": _complex,
-    "str": lambda v: bytes.fromhex(v).decode("utf-8", "surrogatepass"),
-    "bytes": partial(base64.b64decode, validate=True),
-    "bytearray": lambda v: bytearray(base64.b64decode(v, validate=True)),
-    "path": _path,
-    "date": date.fromisoformat,
-    "timedelta": lambda v: timedelta(*v),
-    "timezone": _timezone,
-    "zoneinfo": _zone,
-    "decimal": Decimal,
-    "fraction": lambda v: Fraction(int(v[0], 16), int(v[1], 16)),
-    "uuid": lambda v: UUID(hex=v),
-    "ellipsis": lambda _: ...,
-    "scalar": _scalar,
-    "np.dtype": lambda v: np.dtype([tuple(f) for f in v] if isinstance(v, list) else v),
-}
-
-# Kinds that only torch can build; without it they stay records.
-_TORCH = {
-    "dtype": "dtype",
-    "device": "device",
-    "size": "Size",
-    "layout": "layout",
-    "memory_format": "memory_format",
-    "generator": "Generator",
-}

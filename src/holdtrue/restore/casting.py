@@ -9,11 +9,9 @@ from torch import Tensor
 from holdtrue.capture.raw import dtype_named
 from holdtrue.findings import Finding
 from holdtrue.formats.view import LazyTensor
-from holdtrue.records.trust import Trust
-from holdtrue.restore.fresh import build_tensor
+from holdtrue.restore.fresh import Fresh, build_tensor
 from holdtrue.restore.plan import grouped
 
-_NOBODY = Trust()
 Change = Literal["same", "widened", "narrowed", "changed"]
 
 # name → (bits of significand, bits of exponent)
@@ -54,7 +52,7 @@ def _complex(saved: str, target: str) -> Change:
 
 def largest_change(lazy: LazyTensor, target: torch.dtype, where: str) -> str:
     """What casting does to the values, in words: "largest change 3.1e-05, 2 overflow to inf"."""
-    tensor = build_tensor(lazy, _NOBODY, where)
+    tensor = build_tensor(lazy, Fresh({}), where)
     wide = torch.complex128 if tensor.is_complex() else torch.float64
     try:
         before = tensor.to(wide)

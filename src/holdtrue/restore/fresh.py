@@ -14,6 +14,7 @@ from holdtrue.errors import OpenError, fail
 from holdtrue.findings import Finding
 from holdtrue.formats.tensor_bytes import read_tensor
 from holdtrue.formats.view import LazyTensor
+from holdtrue.records.arrays import dtype_of
 from holdtrue.records.dtypes import DTYPES, OVERLAP_FACTOR, contiguous_stride, extent, product
 from holdtrue.records.inert import Record
 from holdtrue.records.trust import Trust, find_class
@@ -38,7 +39,7 @@ class Fresh(Struct):
         if lazy.overlap is not None:
             tensor: Any = self._overlapping(key, lazy)
         else:
-            tensor = build_tensor(lazy, self.agreed, key)
+            tensor = build_tensor(lazy, self, key)
         if isinstance(tensor, Tensor) and not torch.nn.parameter.is_lazy(tensor):
             tensor = dress(tensor, lazy)
         return tensor
@@ -70,12 +71,14 @@ class Fresh(Struct):
 
 def build_array(lazy: LazyTensor) -> "np.ndarray[Any, Any]":
     """A NumPy array, in the memory order it had."""
-    array = read_tensor(lazy).view(np.dtype(lazy.numpy)).reshape(lazy.shape)
+    data, dtype = read_tensor(lazy), dtype_of(lazy.numpy)
+    # An itemsize of 0 (empty texts) leaves no bytes to look at.
+    array = data.view(dtype).reshape(lazy.shape) if dtype.itemsize else np.zeros(lazy.shape, dtype)
     fortran = lazy.stride != contiguous_stride(lazy.shape)
     return np.asfortranarray(array) if fortran else array
 
 
-def build_tensor(lazy: LazyTensor, agreed: Trust, where: str) -> Any:
+def build_tensor(lazy: LazyTensor, fresh: Fresh, where: str) -> Any:
     """A new CPU tensor of any layout. Raises OpenError where this torch cannot build it.
 
     A subclass that nobody agreed to comes as a `Record` around its plain tensors.
@@ -87,11 +90,11 @@ def build_tensor(lazy: LazyTensor, agreed: Trust, where: str) -> Any:
         )
         return lazy_class(dtype=dtype)
     if lazy.layout == "subclass":
-        return _wrapper(lazy, agreed, where)
+        return _wrapper(lazy, fresh, where)
     if lazy.layout.startswith("sparse"):
-        return _sparse(lazy, agreed, where)
+        return _sparse(lazy, fresh, where)
     if lazy.layout == "quantized":
-        tensor = _quantized(lazy, agreed, where)
+        tensor = _quantized(lazy, fresh, where)
     else:
         dtype = _dtype(lazy.dtype, where)
         if min(lazy.stride, default=0) < 0 or extent(lazy.shape, lazy.stride) > product(lazy.shape):
@@ -99,7 +102,7 @@ def build_tensor(lazy: LazyTensor, agreed: Trust, where: str) -> Any:
         tensor = torch.empty_strided(lazy.shape, lazy.stride, dtype=dtype)
     place_bytes(tensor, read_tensor(lazy).data)
     if lazy.class_name is not None:
-        return _subclass(tensor, lazy, agreed, where)
+        return _subclass(tensor, lazy, fresh, where)
     return tensor
 
 
@@ -147,8 +150,8 @@ def dress(tensor: Tensor, lazy: LazyTensor) -> Tensor:
     return tensor
 
 
-def _sparse(lazy: LazyTensor, agreed: Trust, where: str) -> Tensor:
-    parts = {k: build_tensor(c, agreed, f"{where}#{k}") for k, c in lazy.components.items()}
+def _sparse(lazy: LazyTensor, fresh: Fresh, where: str) -> Tensor:
+    parts = {k: build_tensor(c, fresh, f"{where}#{k}") for k, c in lazy.components.items()}
     dtype, shape = _dtype(lazy.dtype, where), torch.Size(lazy.shape)
     try:
         if lazy.layout == "sparse_coo":
@@ -178,7 +181,7 @@ def _sparse(lazy: LazyTensor, agreed: Trust, where: str) -> Tensor:
         raise unusable(where, f"its indices do not fit its shape: {error}") from None
 
 
-def _quantized(lazy: LazyTensor, agreed: Trust, where: str) -> Tensor:
+def _quantized(lazy: LazyTensor, fresh: Fresh, where: str) -> Tensor:
     dtype, q = _dtype(lazy.dtype, where), lazy.quantizer
     if q is None or min(lazy.stride, default=0) < 0:
         raise unusable(where, "it is quantised, but does not say how")
@@ -187,7 +190,7 @@ def _quantized(lazy: LazyTensor, agreed: Trust, where: str) -> Tensor:
             lazy.shape, scale=q.scale, zero_point=q.zero_point, dtype=dtype
         )
     else:
-        parts = {k: build_tensor(c, agreed, f"{where}#{k}") for k, c in lazy.components.items()}
+        parts = {k: build_tensor(c, fresh, f"{where}#{k}") for k, c in lazy.components.items()}
         made = torch._empty_per_channel_affine_quantized(
             lazy.shape,
             scales=parts["scales"],
@@ -202,18 +205,18 @@ def _quantized(lazy: LazyTensor, agreed: Trust, where: str) -> Tensor:
     return made
 
 
-def _wrapper(lazy: LazyTensor, agreed: Trust, where: str) -> Any:
-    inner = {k: build_tensor(c, agreed, f"{where}#{k}") for k, c in lazy.components.items()}
-    cls: Any = find_class(lazy.class_name or "", agreed)
+def _wrapper(lazy: LazyTensor, fresh: Fresh, where: str) -> Any:
+    inner = {k: build_tensor(c, fresh, f"{where}#{k}") for k, c in lazy.components.items()}
+    cls: Any = find_class(lazy.class_name or "", fresh.agreed)
     if cls is None:
         return Record(class_name=lazy.class_name or "?", state=inner)
-    context, _ = decode_value(lazy.state, Fresh({}, agreed), path=where)
+    context, _ = decode_value(lazy.state, fresh, path=where)
     return cls.__tensor_unflatten__(inner, context, torch.Size(lazy.shape), lazy.stride)
 
 
-def _subclass(tensor: Tensor, lazy: LazyTensor, agreed: Trust, where: str) -> Any:
-    state, _ = decode_value(lazy.state, Fresh({}, agreed), path=where)
-    cls: Any = find_class(lazy.class_name or "", agreed)
+def _subclass(tensor: Tensor, lazy: LazyTensor, fresh: Fresh, where: str) -> Any:
+    state, _ = decode_value(lazy.state, fresh, path=where)
+    cls: Any = find_class(lazy.class_name or "", fresh.agreed)
     if not (isinstance(cls, type) and issubclass(cls, Tensor)):
         return Record(class_name=lazy.class_name or "?", args=(tensor,), state=state)
     made = tensor.as_subclass(cls)

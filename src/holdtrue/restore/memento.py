@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from holdtrue.capture.values import take_state
+from holdtrue.capture.objects import take_state
 from holdtrue.limits import limits
-from holdtrue.records.values import Revival, set_state
+from holdtrue.records.revival import Revival, set_state
 
 Undo = Callable[[], None]
 

@@ -28,6 +28,7 @@ from holdtrue.restore.memento import remember_attributes
 from holdtrue.restore.place import plan_tensor
 from holdtrue.restore.plan import Action, Plan, grouped, renamer, selects
 from holdtrue.restore.ties import plan_ties
+from holdtrue.restore.value import decode_into
 
 
 def plan_module(
@@ -65,7 +66,8 @@ def _renamed(part: str, state: ModuleState, plan: Plan) -> dict[str, str]:
         if new in saved and saved[new] != key:
             colliding.append(f"{part}/{old} and {part}/{homes[new]} both become {new}")
         saved[new], homes[new] = key, old
-        plan.renamed[key] = f"{part}/{new}"
+        # Of tied names the first, which is the one that `known_tensors` takes.
+        plan.renamed.setdefault(key, f"{part}/{new}")
     if colliding:
         plan.found(
             grouped(
@@ -273,7 +275,7 @@ def _plan_extras(
         if owner is None or not has_extra_state(owner):
             homeless.append(f"{part}/{path} (extra state)")
             continue
-        value, _ = decode_value(node, tensors, path=f"{part}/{path}")
+        value = decode_into(node, tensors, None, f"{part}/{path}", plan)
         plan.actions.append(Action(f"{part}/{path}", _set_extra(owner, value)))
     for path, custom in state.custom.items():
         owner = targets.get(path)
@@ -286,7 +288,7 @@ def _plan_extras(
         if owner is None or not has_getstate(owner):
             homeless.append(f"{part}/{path} (__getstate__)")
             continue
-        value, _ = decode_value(node, tensors, dict(vars(owner)), f"{part}/{path}")
+        value = decode_into(node, tensors, dict(vars(owner)), f"{part}/{path}", plan)
         plan.actions.append(Action(f"{part}/{path}", _set_state(owner, value)))
     if homeless:
         plan.found(

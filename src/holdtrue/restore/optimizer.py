@@ -10,15 +10,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from holdtrue.capture.optimizer import GROUP_KEYS, parameter_names
+from holdtrue.capture.optimizer import parameter_names
 from holdtrue.capture.raw import dtype_name, dtype_named
 from holdtrue.findings import Finding
 from holdtrue.formats.view import LazyTensor
 from holdtrue.records.parts import OptimizerState
 from holdtrue.records.trust import class_name
 from holdtrue.records.values import TAG
-from holdtrue.restore.fresh import Fresh, decode_value
+from holdtrue.restore.fresh import Fresh
 from holdtrue.restore.plan import Action, Copy, Plan, grouped
+from holdtrue.restore.value import decode_into
 
 # Settings that say how a step is computed, not what: they follow the machine, not the file.
 _EXECUTION = frozenset({"foreach", "fused", "capturable"})
@@ -43,12 +44,15 @@ def plan_optimizer(
     saved = _saved_names(state, plan, here)
     if not _compare_parameters(part, saved, here, plan):
         return
+    if not _compare_shapes(part, state, optimizer, here, plan):
+        return
     if isinstance(optimizer, torch.optim.LBFGS) and _order(saved) != _order(here):
         plan.found(_lbfgs_order(part))
         return
     settings = _plan_settings(part, state, saved, optimizer, here, plan, tensors)
     kept = _plan_state(state, optimizer, here, plan, tensors)
-    shared = decode_value(state.shared, tensors, path=part)[0] if state.shared else {}
+    live = {k: v for k, v in optimizer.state.items() if not isinstance(k, Tensor)}
+    shared = decode_into(state.shared, tensors, live, part, plan) if state.shared else {}
     plan.actions.append(Action(part, _attach(optimizer, settings, kept, shared)))
 
 
@@ -56,11 +60,15 @@ def _order(groups: list[list[str]]) -> list[str]:
     return [name for group in groups for name in group]
 
 
+def _anonymous(groups: list[list[str]]) -> bool:
+    return all(name.startswith("#") for name in _order(groups))
+
+
 def _saved_names(state: OptimizerState, plan: Plan, here: list[list[str]]) -> list[list[str]]:
-    """The saved groups under the target's names; by position where the model was not given."""
+    """The saved groups under the target's names; by position where one side has no model."""
     named = [[plan.renamed.get(n, n) for n in g.params] for g in state.groups]
-    anonymous = all(n.startswith("#") for n in _order(here))
-    if anonymous and _order(here) and [len(g) for g in named] == [len(g) for g in here]:
+    alike = bool(_order(here)) and [len(g) for g in named] == [len(g) for g in here]
+    if alike and (_anonymous(here) or _anonymous(named)):
         return here
     return named
 
@@ -96,6 +104,40 @@ def _compare_parameters(
     return ok
 
 
+def _compare_shapes(
+    part: str,
+    state: OptimizerState,
+    optimizer: torch.optim.Optimizer,
+    here: list[list[str]],
+    plan: Plan,
+) -> bool:
+    """A state of another shape loads, and fails or spreads out at the next step."""
+    saved = dict(zip(_order(here), _order(_saved_by_file(state, here, plan)), strict=True))
+    parameters = [p for group in optimizer.param_groups for p in group["params"]]
+    wrong = [
+        f"{part}: {name}, saved {state.shapes[old]}, here {list(parameter.shape)}"
+        for parameter, (name, old) in zip(parameters, saved.items(), strict=True)
+        if name not in plan.skipped
+        and old in state.state
+        and not torch.nn.parameter.is_lazy(parameter)
+        and list(parameter.shape) != state.shapes.get(old, list(parameter.shape))
+    ]
+    if wrong:
+        plan.found(
+            grouped(
+                "optimizer-shapes",
+                "error",
+                f"{len(wrong)} parameters of this optimizer have another shape than the saved ones",
+                wrong,
+                why="without the model they are matched by position, and the order has changed"
+                if _anonymous(here)
+                else "the state belongs to parameters of another shape",
+                fix="give the model to the same restore(), so that names are known",
+            )
+        )
+    return not wrong
+
+
 def _plan_settings(
     part: str,
     state: OptimizerState,
@@ -117,19 +159,19 @@ def _plan_settings(
             sources = [i]  # a group without parameters is matched by its place
         fresh = Fresh(tensors.tensors, tensors.agreed)
         found = [
-            decode_value(state.groups[j].settings, fresh, group, f"{part}.groups[{j}]")[0]
+            decode_into(state.groups[j].settings, fresh, group, f"{part}.groups[{j}]", plan)
             for j in sources
         ]
         if len(found) > 1 and any(not _alike(found[0], f) for f in found[1:]):
             plan.found(_merged(part, i, sources))
             found = []
         settings = dict(found[0]) if found else {}
-        if _other_device(state, names, optimizer, plan, tensors):
+        if _other_device(names, group, plan, tensors):
             settings = {k: v for k, v in settings.items() if k not in _EXECUTION}
         for key, value in settings.items():
             if key in group and key not in _SCHEDULED and not _same(group[key], value):
                 differing.append(f"{part}.groups[{i}].{key}: saved {value!r}, here {group[key]!r}")
-        chosen.append({k: v for k, v in settings.items() if k not in GROUP_KEYS})
+        chosen.append({k: _beside(group.get(k), v) for k, v in settings.items()})
     if differing:
         plan.found(
             grouped(
@@ -147,6 +189,12 @@ def _plan_settings(
     return chosen
 
 
+def _beside(live: Any, value: Any) -> Any:
+    """A tensor learning rate goes where the one here is."""
+    both = isinstance(live, Tensor) and isinstance(value, Tensor)
+    return value.to(live.device) if both else value
+
+
 def _alike(a: dict[str, Any], b: dict[str, Any]) -> bool:
     return a.keys() == b.keys() and all(_same(a[k], b[k]) for k in a)
 
@@ -157,20 +205,12 @@ def _same(a: Any, b: Any) -> bool:
     return bool(a == b)
 
 
-def _other_device(
-    state: OptimizerState,
-    names: list[str],
-    optimizer: torch.optim.Optimizer,
-    plan: Plan,
-    tensors: Fresh,
-) -> bool:
+def _other_device(names: list[str], group: Mapping[str, Any], plan: Plan, tensors: Fresh) -> bool:
     back = {new: old for old, new in plan.renamed.items()}
-    for group in optimizer.param_groups:
-        for parameter in group["params"]:
-            for name in names[:1]:
-                lazy = tensors.tensors.get(back.get(name, name))
-                if lazy is not None:
-                    return bool(lazy.device.partition(":")[0] != parameter.device.type)
+    for name, parameter in zip(names, group["params"], strict=True):
+        lazy = tensors.tensors.get(back.get(name, name))
+        if lazy is not None:
+            return bool(lazy.device.partition(":")[0] != parameter.device.type)
     return False
 
 
@@ -258,14 +298,14 @@ class _Place:
 
 def _decode_state(node: Any, live: Any, name: str, at: _Place) -> Any:
     if not isinstance(node, dict) or TAG in node:
-        return decode_value(node, at.tensors, live, name)[0]
+        return decode_into(node, at.tensors, live, name, at.plan)
     state: dict[Any, Any] = {}
     for key, item in node.items():
         peer = live.get(key) if isinstance(live, dict) else None
         if isinstance(item, dict) and item.get(TAG) == "tensor":
             state[key] = at.tensor(item["v"], key, peer)
         else:
-            value, _ = decode_value(item, at.tensors, peer, f"{name}/{key}")
+            value = decode_into(item, at.tensors, peer, f"{name}/{key}", at.plan)
             state[key] = _to_device(value, at.parameter.device)
     return state
 

@@ -10,7 +10,7 @@ from holdtrue.formats.view import LazyTensor
 from holdtrue.records.dtypes import DTYPES, extent
 from holdtrue.records.inert import NamedReference
 from holdtrue.records.trust import Trust
-from holdtrue.restore.fresh import build_array, build_tensor, dress, unusable
+from holdtrue.restore.fresh import Fresh, build_array, build_tensor, dress, unusable
 
 
 class Storages(Struct):
@@ -23,12 +23,13 @@ class Storages(Struct):
     def __call__(self, lazy: LazyTensor) -> Any:
         if lazy.numpy is not None:
             return build_array(lazy)
+        alone = Fresh({}, self.agreed)
         if not self._is_view(lazy):
-            return dress(build_tensor(lazy, self.agreed, self.where), lazy)
+            return dress(build_tensor(lazy, alone, self.where), lazy)
         piece = lazy.pieces[0]
         dtype = getattr(torch, lazy.dtype, None)
         if not isinstance(dtype, torch.dtype):
-            return dress(build_tensor(lazy, self.agreed, self.where), lazy)  # says what is lacking
+            return dress(build_tensor(lazy, alone, self.where), lazy)  # says what is lacking
         if piece.storage.key not in self.read:
             data = bytearray(read_storage(piece.storage).data)
             whole = torch.frombuffer(data, dtype=torch.uint8) if data else torch.empty(0)

@@ -1,5 +1,6 @@
 """Plans the restore of values, objects, loaders and random states into what the caller holds."""
 
+import reprlib
 from collections import OrderedDict, defaultdict, deque
 from collections.abc import Callable
 from typing import Any
@@ -12,8 +13,9 @@ from holdtrue.capture import loader as loaders
 from holdtrue.capture.rng import sources
 from holdtrue.findings import Finding
 from holdtrue.records.manifest import Part
+from holdtrue.records.revival import Revival, set_state
 from holdtrue.records.trust import class_name
-from holdtrue.records.values import TAG, Revival, set_state
+from holdtrue.records.values import TAG, Decoding
 from holdtrue.restore.fresh import Fresh, decode_value, unusable
 from holdtrue.restore.memento import remember
 from holdtrue.restore.plan import Action, Copy, Plan, grouped
@@ -34,18 +36,29 @@ def plan_value(name: str, part: Part, live: Any, plan: Plan, tensors: Fresh) -> 
     if isinstance(part.state, dict) and part.state.get(TAG) == "object" and value is not live:
         plan.found(other_class(name, part.state["class"], class_name(type(live))))
         return
-    if decoding.unmatched:
-        plan.found(_unknown_classes(decoding.unmatched))
-        return
-    for revival in decoding.revivals:
-        plan.actions.append(Action(revival.path or name, _revive(revival)))
-    if value is live:
+    _plan_revivals(decoding, name, plan)
+    if value is live or decoding.unmatched:
         return
     exchange = _exchange(live, value)
     if exchange is not None:
         plan.actions.append(Action(name, exchange))
     elif not equal(value, live):
         plan.found(_cannot_change(name, value, live))
+
+
+def decode_into(node: Any, tensors: Fresh, live: Any, path: str, plan: Plan) -> Any:
+    """The value of a node; objects in it that are live already get their state by the plan."""
+    value, decoding = decode_value(node, tensors, live, path)
+    _plan_revivals(decoding, path, plan)
+    return value
+
+
+def _plan_revivals(decoding: Decoding, path: str, plan: Plan) -> None:
+    if decoding.unmatched:
+        plan.found(_unknown_classes(decoding.unmatched))
+        return
+    for revival in decoding.revivals:
+        plan.actions.append(Action(revival.path or path, _revive(revival)))
 
 
 def plan_loader(name: str, part: Part, live: Any, plan: Plan, tensors: Fresh) -> None:
@@ -211,14 +224,13 @@ def _cannot_change(name: str, value: Any, live: Any) -> Finding:
         what="the saved value differs, and this one cannot be changed in place",
         why=f"a {type(live).__name__} has no content that could be replaced",
         fix=f'take the saved one: ck["{name}"], or keep yours: allow=["value-differs"]',
-        saved=_short(value),
-        expected=_short(live),
+        saved=short(value),
+        expected=short(live),
     )
 
 
-def _short(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) <= 120 else text[:117] + "…"
+def short(value: Any) -> str:
+    return reprlib.repr(value)  # bounded: lists that share one another print for ever
 
 
 def other_class(name: str, saved: str, here: str) -> Finding:

@@ -1,0 +1,142 @@
+"""A path to what is compared: the tables of a checkpoint, and what it says of itself."""
+
+import os
+from pathlib import Path
+from typing import Any
+
+import msgspec
+from msgspec import Struct
+
+from holdtrue.doctor.tree_leaves import Leaves, leaves
+from holdtrue.errors import DamageError, fail
+from holdtrue.findings import Finding
+from holdtrue.formats.checkpoint_directory import read_manifest
+from holdtrue.formats.opening import read
+from holdtrue.formats.view import LazyTensor, View
+from holdtrue.records.inert import Record
+from holdtrue.records.manifest import Manifest
+from holdtrue.records.values import Decoding, NodeError, decode
+from holdtrue.storage.locating import locate
+
+MODULES = "flags and attributes of modules"
+RANDOM = "random states"
+
+
+class Opened(Struct, frozen=True):
+    """A checkpoint before its tree is laid flat. The manifest is of holdtrue's own only."""
+
+    name: str  # as the caller gave it
+    view: View
+    manifest: Manifest | None
+
+
+class Side(Struct, frozen=True):
+    """One of the two that are compared. `about` are facts that differ without being state."""
+
+    name: str
+    format: str
+    leaves: Leaves
+    about: dict[str, Any]
+
+
+def open_side(path: str | os.PathLike[str]) -> Opened:
+    """A checkpoint of any format, or one of a run: `run` (its latest), `run@best`, `run@400`."""
+    place = locate(path)
+    view = read(str(place))
+    manifest = read_manifest(Path(view.path)) if view.format == "holdtrue" else None
+    return Opened(str(path), view, manifest)
+
+
+def flatten(side: Opened, *, as_torch: bool) -> Side:
+    """The tables of a checkpoint. `as_torch`: parts in the form that torch.save gives them, so that
+    another format can be compared with; holdtrue's own form knows optimizer states by name."""
+    view, manifest = side.view, side.manifest
+    if manifest is None:
+        return Side(side.name, view.format, _foreign(view), {})
+    tree: dict[str, Any] = {}
+    extras: dict[str, dict[str, Any]] = {}
+    for name, part in manifest.parts.items():
+        state = view.tree[name]
+        if part.kind == "module":
+            tree[name] = _entries(name, state, view)
+            rest = {key: value for key, value in state.items() if key != "entries"}
+            extras.setdefault(MODULES, {})[name] = {"class": part.class_name, **rest}
+        elif part.kind == "rng":
+            extras.setdefault(RANDOM, {})[name] = state
+        elif part.kind == "optimizer" and as_torch:
+            tree[name] = _by_index(state)
+        elif as_torch and isinstance(state, Record) and isinstance(state.state, dict):
+            tree[name] = state.state
+        else:
+            tree[name] = state
+    flat = leaves(tree, view.path)
+    for label, parts in extras.items():
+        inner = leaves(parts, view.path)
+        flat.extras[label] = inner.values
+        if not as_torch:
+            flat.tensors.update(inner.tensors)
+    return Side(side.name, view.format, flat, _about(manifest))
+
+
+def _foreign(view: View) -> Leaves:
+    names = view.about.get("state_dict") if view.format == "torchscript" else None
+    if not isinstance(names, dict):
+        return leaves(view.tree, view.path)
+    tensors = {name: view.tensors[path] for name, path in names.items() if path in view.tensors}
+    whole = leaves(view.tree, view.path)
+    return Leaves(tensors, {}, {"attributes of scripted modules": whole.values})
+
+
+def _entries(part: str, state: Any, view: View) -> dict[str, LazyTensor]:
+    """A module's tensors under each of their names, tied ones too."""
+    names = state.get("entries") if isinstance(state, dict) else None
+    if not isinstance(names, dict) or not all(key in view.tensors for key in names.values()):
+        raise fail(DamageError, view.path, _contradiction(f"{view.path}: {part}"))
+    return {name: view.tensors[key] for name, key in names.items()}
+
+
+def _by_index(state: Any) -> Any:
+    """An optimizer's state as torch gives it: parameters by their number."""
+    try:
+        names = [name for group in state["groups"] for name in group["params"]]
+        numbers = {name: index for index, name in enumerate(names)}
+        return {
+            "state": {numbers[name]: inner for name, inner in state["state"].items()},
+            "param_groups": [
+                {**group["settings"], "params": [numbers[name] for name in group["params"]]}
+                for group in state["groups"]
+            ],
+        }
+    except (KeyError, TypeError):
+        return state
+
+
+def _about(manifest: Manifest) -> dict[str, Any]:
+    facts: dict[str, Any] = {"step": manifest.step, "created": manifest.created}
+    facts["parts"] = ", ".join(manifest.parts)
+    facts |= {
+        f"environment {name}": value
+        for name, value in msgspec.to_builtins(manifest.environment).items()
+    }
+    try:
+        metrics = decode(manifest.metrics, Decoding(tensor=_no_tensor))
+    except NodeError:
+        metrics = None
+    if isinstance(metrics, dict):
+        facts |= {f"metric {name}": value for name, value in metrics.items()}
+    return facts
+
+
+def _no_tensor(key: str) -> Any:
+    raise NodeError(f"a metric holds the tensor {key!r}")
+
+
+def _contradiction(where: str) -> Finding:
+    return Finding(
+        code="manifest-damaged",
+        severity="error",
+        where=where,
+        what="the manifest contradicts itself",
+        why="a module names a tensor that is not there",
+        fix="use another checkpoint",
+    )
