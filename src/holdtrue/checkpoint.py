@@ -18,7 +18,7 @@ from holdtrue.formats.tree_map import map_tensors
 from holdtrue.formats.verifying import verify_view
 from holdtrue.formats.view import LazyTensor, View
 from holdtrue.records.environment import Environment
-from holdtrue.records.manifest import NAME, Manifest, Part
+from holdtrue.records.manifest import NAME, Manifest
 from holdtrue.records.trust import Trust, trust
 from holdtrue.records.values import Decoding, NodeError, decode
 from holdtrue.storage.locating import is_ours, locate
@@ -179,7 +179,7 @@ class Checkpoint:
         part: str = "model",
         *,
         trust: Iterable[type | str] = (),
-        allow: Iterable[str] = (),
+        allow: str | Iterable[str] = (),
     ) -> "torch.nn.Module":
         """A new module of the saved architecture with the saved state, on the CPU.
 
@@ -187,16 +187,19 @@ class Checkpoint:
         built; torch.nn's own need no word. Raises RestoreError where the checkpoint cannot tell how
         the module is built, or the classes are not trusted, not imported, or not the same any more.
         """
+        from holdtrue.restore.foreign_modules import build_foreign
         from holdtrue.restore.fresh import Fresh
         from holdtrue.restore.rebuilding import build_part
 
         if part not in self.parts:
             raise KeyError(f"{self.path} has no part {part!r}; it has {', '.join(self.parts)}")
         agreed = _joined(self._agreed, trust)
-        fresh = Fresh(self._view.tensors, agreed)
-        record = self._manifest.parts[part] if self._manifest else Part(kind="value")
+        if self._manifest is None:
+            return build_foreign(part, foreign_parts(self._view)[part], agreed, str(self.path))
+        fresh, record = Fresh(self._view.tensors, agreed), self._manifest.parts[part]
         module = build_part(part, record, fresh, agreed, str(self.path))
-        self.restore(allow=allow, trust=trust, rng=False, **{part: module})
+        target: dict[str, Any] = {part: module}
+        self.restore(allow=allow, trust=trust, rng=False, **target)
         return module
 
     def _fresh(self) -> Any:

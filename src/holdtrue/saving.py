@@ -22,7 +22,6 @@ from holdtrue.engine.layout import PlannedFile, lay_out
 from holdtrue.engine.write import write_files
 from holdtrue.errors import SaveError, fail
 from holdtrue.findings import Finding, report
-from holdtrue.restore.proving import with_recipes
 from holdtrue.records.manifest import (
     NAME,
     Chunk,
@@ -30,6 +29,7 @@ from holdtrue.records.manifest import (
     Ranking,
     encode_manifest,
 )
+from holdtrue.restore.proving import with_recipes
 from holdtrue.storage.commit import publish, write_synced
 
 _PART_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,99}\Z")

@@ -24,15 +24,15 @@ def buildable(cls: _M) -> _M:
     construct: Any = cls.__init__
 
     @functools.wraps(construct)
-    def __init__(self: Any, *args: Any, **kwargs: Any) -> None:
+    def recorded(self: Any, *args: Any, **kwargs: Any) -> None:
         # Recorded by the outermost constructor only. Where that is a subclass's own and is not
         # decorated, these would not be its arguments.
         if ARGUMENTS not in vars(self) and hasattr(type(self).__init__, _MARK):
             _record(self, args, kwargs)
         construct(self, *args, **kwargs)
 
-    setattr(__init__, _MARK, True)
-    cls.__init__ = __init__  # type: ignore[misc]
+    setattr(recorded, _MARK, True)
+    setattr(cls, "__init__", recorded)  # noqa: B010
     return cls
 
 

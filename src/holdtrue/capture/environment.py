@@ -6,6 +6,7 @@ import socket
 import sys
 from importlib.metadata import Distribution, distributions, version
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -22,7 +23,7 @@ def environment() -> Environment:
     """The record of this process. What cannot change is found out once."""
     devices = range(torch.cuda.device_count()) if torch.cuda.is_available() else ()
     return Environment(
-        holdtrue=version("holdtrue"),
+        holdtrue=_version(),
         python=platform.python_version(),
         torch=str(torch.__version__),
         numpy=np.__version__,
@@ -54,15 +55,20 @@ def flags() -> dict[str, bool | str]:
 
 @functools.cache
 def _build() -> Build:
-    cudnn = torch.backends.cudnn.version() if torch.cuda.is_available() else None
+    cudnn: Any = torch.backends.cudnn
     return Build(
         git=torch.version.git_version,
         debug=bool(torch.version.debug),
         cuda=torch.version.cuda,
         hip=torch.version.hip,
-        cudnn=cudnn,
+        cudnn=cudnn.version() if torch.cuda.is_available() else None,
         capability=torch.backends.cpu.get_cpu_capability(),
     )
+
+
+@functools.cache
+def _version() -> str:
+    return version("holdtrue")
 
 
 @functools.cache

@@ -39,7 +39,9 @@ def read_state(place: str, most: int) -> Git | None:
         return Git(commit=commit, branch=branch or None)
     if not most:
         return Git(commit=commit, branch=branch or None, dirty=True)
-    diff = _ask(place, "diff", "--no-ext-diff", "--no-textconv", "--no-color", "HEAD", most=most + 1)
+    diff = _ask(
+        place, "diff", "--no-ext-diff", "--no-textconv", "--no-color", "HEAD", most=most + 1
+    )
     cut = diff is not None and len(diff.encode(errors="replace")) > most
     kept = mask(diff[:most]) if diff else None
     return Git(commit=commit, branch=branch or None, dirty=True, diff=kept, cut=cut)

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from msgspec import Struct
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
 from holdtrue.capture.buildable import ARGUMENTS
 from holdtrue.capture.module import unwrap
@@ -70,9 +71,9 @@ class Pair:
     def _attributes(self, path: str, one: nn.Module, other: nn.Module) -> Iterator[Difference]:
         mine, theirs = _plain(one), _plain(other)
         for name in mine.keys() | theirs.keys():
-            if not self._same(mine.get(name, _MISSING), theirs.get(name, _MISSING), 0):
-                shown = f"{name} is {_short(mine.get(name, _MISSING))}, built {_short(theirs.get(name, _MISSING))}"
-                yield Difference(path, shown, name)
+            a, b = mine.get(name, _MISSING), theirs.get(name, _MISSING)
+            if not self._same(a, b, 0):
+                yield Difference(path, f"{name} is {_short(a)}, built {_short(b)}", name)
 
     def _same(self, a: Any, b: Any, depth: int) -> bool:
         if a is b or depth > _DEEPEST:
@@ -91,7 +92,7 @@ class Pair:
         if isinstance(a, float):
             return a == b or (math.isnan(a) and math.isnan(b))
         if isinstance(a, np.ndarray):
-            return a.dtype == b.dtype and a.shape == b.shape and a.tobytes() == b.tobytes()
+            return bool(a.dtype == b.dtype and a.shape == b.shape and a.tobytes() == b.tobytes())
         if isinstance(a, Mapping):
             return list(a) == list(b) and all(self._same(a[k], b[k], depth + 1) for k in a)
         if isinstance(a, list | tuple):
@@ -109,7 +110,8 @@ class Pair:
         if hasattr(a, "__dict__") and not isinstance(a, type):
             return self._same(vars(a), vars(b), depth + 1)
         # What has no attributes to look into: a lock, say, is as good as another one.
-        return type(a).__eq__ is object.__eq__ or bool(a == b)
+        comparing: Any = type(a).__eq__
+        return comparing is object.__eq__ or bool(a == b)
 
 
 def _said_by(config: Any) -> dict[str, Any]:
@@ -133,7 +135,7 @@ def _unlike(one: nn.Module, other: nn.Module) -> str:
 def _shapes(tensors: Mapping[str, Tensor | None]) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for name, tensor in tensors.items():
-        lazy = isinstance(tensor, nn.parameter.UninitializedTensorMixin)
+        lazy = tensor is not None and is_lazy(tensor)
         found[name] = None if tensor is None else "uninitialized" if lazy else list(tensor.shape)
     return found
 

@@ -171,7 +171,7 @@ def _seed() -> None:
 def _seed_torch() -> None:
     # Not torch.manual_seed: that leaves a seed behind for accelerators that are not yet in use.
     torch.default_generator.manual_seed(_SEED)
-    if torch.cuda.is_initialized():
+    if "cuda:0" in sources():  # in use
         torch.cuda.manual_seed_all(_SEED)
 
 

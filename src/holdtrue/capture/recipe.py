@@ -9,7 +9,7 @@ from torch import nn
 from holdtrue.capture.buildable import ARGUMENTS
 from holdtrue.capture.module import unwrap
 from holdtrue.capture.recipe_nodes import RecipeEncoder, is_config
-from holdtrue.capture.signatures import Arguments, NoRecipe, match_signature
+from holdtrue.capture.signatures import Arguments, NoRecipeError, match_signature
 from holdtrue.records.recipe import Via
 from holdtrue.records.trust import class_name
 
@@ -31,7 +31,7 @@ def candidates(module: nn.Module) -> Iterator[Candidate | str]:
         encoder = _ModuleEncoder()
         try:
             node = encoder.encode_root(module, via)
-        except NoRecipe as error:
+        except NoRecipeError as error:
             yield str(error)
             continue
         if encoder.refused():
@@ -59,13 +59,13 @@ class _ModuleEncoder(RecipeEncoder):
     def _by(self, module: nn.Module, via: Via) -> Any:
         self._nested += 1
         if self._nested > _MOST_NESTED:
-            raise NoRecipe(f"modules are nested deeper than {_MOST_NESTED} constructors")
+            raise NoRecipeError(f"modules are nested deeper than {_MOST_NESTED} constructors")
         try:
             name = self.name(type(module))
             if via == "buildable":
                 recorded: dict[str, Any] = vars(module)[ARGUMENTS]
                 if recorded["refused"]:
-                    raise NoRecipe(recorded["refused"])
+                    raise NoRecipeError(recorded["refused"])
                 self.named.update(recorded["named"])
                 return {"class": name, **self.resolve_live(recorded["node"])}
             found = _BY_SOURCE[via](module)
@@ -96,7 +96,7 @@ def _from_hparams(module: Any) -> Arguments:
     """Lightning's own record of the constructor's arguments."""
     values = module.hparams
     if not isinstance(values, Mapping):
-        raise NoRecipe("hparams is not a mapping")
+        raise NoRecipeError("hparams is not a mapping")
     kwargs = {str(k): v for k, v in values.items()}
     parameters = inspect.signature(type(module).__init__).parameters.values()
     if not any(p.kind is p.VAR_KEYWORD for p in parameters):

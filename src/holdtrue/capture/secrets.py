@@ -9,7 +9,8 @@ _WORD = r"(?:api[-_]?key|access[-_]?key|secret|token|passw(?:or)?d|passphrase|cr
 _NAMED = re.compile(rf"(?i)([\w.-]*{_WORD}[\w.-]*)")
 # name=value, "name": "value", name: value; the value as far as it goes
 _ASSIGNED = re.compile(
-    rf"""(?ix) ( [\w.-]* {_WORD} [\w.-]* ["']? \s* [=:] \s* ["']? ) (?! \s ) ( [^\s"',;}})]{{4,}} )"""
+    rf"""(?ix) ( [\w.-]* {_WORD} [\w.-]* ["']? \s* [=:] \s* ["']? )
+    ( [^\s"',;}})]{{4,}} )"""
 )
 _KNOWN = re.compile(
     r"""(?x)

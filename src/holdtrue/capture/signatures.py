@@ -23,21 +23,21 @@ class Arguments:
         self.args, self.kwargs = args, kwargs
 
 
-class NoRecipe(Exception):
+class NoRecipeError(Exception):
     """A module that cannot be built again; the message says why."""
 
 
 def match_signature(module: nn.Module) -> Arguments:
-    """Arguments for `type(module)`. Raises NoRecipe where one is nowhere to be found."""
+    """Arguments for `type(module)`. Raises NoRecipeError where one is nowhere to be found."""
     if "parametrizations" in module._modules:
-        raise NoRecipe("a weight was parametrized after the constructor ran")
+        raise NoRecipeError("a weight was parametrized after the constructor ran")
     rule = next((r for c in type(module).__mro__ if (r := _OWN.get(class_name(c)))), None)
     if rule is not None and type(module).__init__ is _owner(type(module)).__init__:
         return rule(module)
     try:
         parameters = list(inspect.signature(type(module).__init__).parameters.values())[1:]
     except (TypeError, ValueError):
-        raise NoRecipe(f"{type(module).__name__} has no readable signature") from None
+        raise NoRecipeError(f"{type(module).__name__} has no readable signature") from None
     return _match(module, parameters)
 
 
@@ -60,7 +60,7 @@ def _match(module: nn.Module, parameters: list[inspect.Parameter]) -> Arguments:
                 kwargs.update(value)
         elif value is _ABSENT or parameter.name in _PLACEMENT:
             if parameter.default is parameter.empty:
-                raise NoRecipe(
+                raise NoRecipeError(
                     f"{type(module).__name__} takes {parameter.name!r}, and keeps no attribute of "
                     "this name: decorate the class with @holdtrue.buildable"
                 )
@@ -104,9 +104,9 @@ def _elements(value: Any) -> list[Any]:
 
 def _sequential(module: Any) -> Arguments:
     names = list(module._modules)
-    children = [child for child in module._modules.values()]
+    children = list(module._modules.values())
     if any(child is None for child in children):
-        raise NoRecipe("a place of a Sequential is empty")
+        raise NoRecipeError("a place of a Sequential is empty")
     if names == [str(i) for i in range(len(names))]:
         return Arguments(children, {})
     return Arguments([dict(module._modules)], {})
@@ -115,7 +115,7 @@ def _sequential(module: Any) -> Arguments:
 def _module_list(module: Any) -> Arguments:
     names = list(module._modules)
     if names != [str(i) for i in range(len(names))] or None in module._modules.values():
-        raise NoRecipe("a ModuleList whose places are not 0, 1, 2, …")
+        raise NoRecipeError("a ModuleList whose places are not 0, 1, 2, …")
     return Arguments([list(module._modules.values())], {})
 
 

@@ -15,8 +15,14 @@ _WAYS = {
     "hparams": "from its hyper-parameters",
     "signature": "from its constructor's arguments",
 }
-_USUAL = {"deterministic": False, "cudnn_deterministic": False, "cudnn_benchmark": False,
-          "matmul_precision": "highest", "cudnn_tf32": True, "default_dtype": "float32"}  # fmt: skip
+_USUAL = {
+    "deterministic": False,
+    "cudnn_deterministic": False,
+    "cudnn_benchmark": False,
+    "matmul_precision": "highest",
+    "cudnn_tf32": True,
+    "default_dtype": "float32",
+}
 
 
 def origin_of_ours(checkpoint: Checkpoint, made: Environment) -> list[str]:

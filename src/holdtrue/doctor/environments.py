@@ -29,8 +29,8 @@ def compare_environments(saved: Environment, here: Environment, *, resume: bool)
                 severity="warning",
                 where=places[0],
                 what="training may go on with other bits than it would have",
-                why="the state is restored exactly, but sums are taken in another order or by other "
-                "kernels here",
+                why="the state is restored exactly, but sums are taken in another order "
+                "or by other kernels here",
                 fix="use the same versions, device and settings where equal bits matter",
                 places=tuple(places) if len(places) > 1 else (),
             )

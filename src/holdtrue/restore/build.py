@@ -59,7 +59,7 @@ def construct(recipe: Recipe, agreed: Trust, where: str) -> nn.Module:
             return _construct(recipe, resolved, where)
         except (NodeError, RecursionError) as error:
             raise fail(RestoreError, where, _malformed(where, str(error))) from None
-        except _TooMuch as error:
+        except _TooMuchError as error:
             raise fail(RestoreError, where, _too_much(where, str(error))) from None
         except Exception as error:  # the constructors' own code
             raise fail(RestoreError, where, _raised(where, recipe, error)) from error
@@ -123,7 +123,7 @@ def _build(attempt: Attempt, payload: Any) -> Any:
     cls = attempt.resolved.classes[payload["class"]]
     try:
         return cls(*args, **kwargs)
-    except (NodeError, _TooMuch):
+    except (NodeError, _TooMuchError):
         raise
     except Exception as error:
         raise _ConstructorError(payload["class"], error) from error
@@ -134,8 +134,7 @@ def _config(attempt: Attempt, payload: Any) -> Any:
     if not isinstance(values, dict):
         raise NodeError("a configuration is not a dict")
     cls: Any = attempt.resolved.classes[payload["class"]]
-    kept = getattr(_harmless(values), "copy", dict)()
-    return cls.from_dict(kept)
+    return cls.from_dict(_harmless(values))
 
 
 def _harmless(values: Any) -> Any:
@@ -208,7 +207,7 @@ _BUILDERS: dict[str, Callable[[Attempt, Any], Any]] = {
 }
 
 
-class _TooMuch(Exception):
+class _TooMuchError(Exception):
     pass
 
 
@@ -239,11 +238,9 @@ class _Counting(TorchFunctionMode):
             return
         self.left -= 1
         if self.left < 0:
-            raise _TooMuch(f"more than {limits().build_calls:,} calls of torch")
+            raise _TooMuchError(f"more than {limits().build_calls:,} calls of torch")
 
-    def __torch_function__(
-        self, func: Any, types: Any, args: Any = (), kwargs: Any = None
-    ) -> Any:
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         self.one()
         # Random numbers without values: nothing to do. torch would import its decompositions for
         # them, which takes seconds.
@@ -301,7 +298,9 @@ def _too_much(where: str, why: str) -> Finding:
 
 def _raised(where: str, recipe: Recipe, error: Exception) -> Finding:
     name = recipe.node["v"]["class"] if isinstance(recipe.node, dict) else "?"
-    said = str(error) if isinstance(error, _ConstructorError) else f"{type(error).__name__}: {error}"
+    said = (
+        str(error) if isinstance(error, _ConstructorError) else f"{type(error).__name__}: {error}"
+    )
     return Finding(
         code="build-failed",
         severity="error",

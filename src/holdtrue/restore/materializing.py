@@ -94,9 +94,9 @@ def _follow(owner: nn.Module, exchanged: Mapping[int, Tensor]) -> None:
         owner._init_flat_weights()  # weak references to its parameters
     for hook in owner._forward_pre_hooks.values():
         # Old-style weight and spectral norm keep the weight they computed last.
-        name, compute = getattr(hook, "name", None), getattr(hook, "compute_weight", None)
-        if isinstance(name, str) and compute and name in attributes:
-            attributes.pop(name)
+        computed = getattr(hook, "name", None)
+        if isinstance(computed, str) and hasattr(hook, "compute_weight"):
+            attributes.pop(computed, None)
 
 
 def _exchange(value: Any, exchanged: Mapping[int, Tensor], depth: int) -> Any:

@@ -125,8 +125,8 @@ def _compare(name: str, state: Any, outputs: Mapping[str, Tensor]) -> Finding:
             f"({len(saved)} output{'s' if len(saved) != 1 else ''})",
         )  # fmt: skip
     if unknown:
-        return _different(name, "outputs differ; they were too large to keep, so by how much is not "
-                          "known", state)  # fmt: skip
+        what = "outputs differ; they were too large to keep, so by how much is not known"
+        return _different(name, what, state)
     said = f"the largest difference is {worst:.3g}" + (f"; {changed}" if changed else "")
     if far or changed:
         return _different(name, said, state)

@@ -1,4 +1,4 @@
-"""At save time: a recipe counts only when a module built from it has proved to be the same model."""
+"""At save time: a recipe counts only once a module built from it has proved to be the same."""
 
 from collections.abc import Mapping
 from typing import Any

@@ -1,4 +1,4 @@
-"""`Checkpoint.build`: from a part of a checkpoint to a new module with memory, ready to be filled."""
+"""`Checkpoint.build`: from a part of a checkpoint to a new module, ready to be filled."""
 
 from typing import Any
 

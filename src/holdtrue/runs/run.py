@@ -75,7 +75,9 @@ class Run:
         if isinstance(step, bool) or not isinstance(step, int) or step < 0:
             raise fail(SaveError, str(self.path), _bad_step(step))
         target = self.path / step_name(step)
-        saved = write_checkpoint(target, self.parts, step, metrics, self.keep.ranking, probe=self.probe)
+        saved = write_checkpoint(
+            target, self.parts, step, metrics, self.keep.ranking, probe=self.probe
+        )
         self._prune()
         return saved
 
