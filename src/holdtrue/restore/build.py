@@ -17,7 +17,7 @@ from torch.overrides import TorchFunctionMode
 
 from holdtrue.capture.raw import dtype_named, raw_view
 from holdtrue.capture.rng import sources
-from holdtrue.errors import RestoreError, fail
+from holdtrue.errors import HoldtrueError, RestoreError, fail
 from holdtrue.findings import Finding, report
 from holdtrue.limits import limits
 from holdtrue.records.dtypes import product
@@ -54,15 +54,11 @@ def construct(recipe: Recipe, agreed: Trust, where: str) -> nn.Module:
         raise fail(RestoreError, where, _malformed(where, str(error))) from None
     if resolved.findings:
         raise RestoreError(report(where, resolved.findings))
-    with _alone():
+    with _alone(where):
         try:
             return _construct(recipe, resolved, where)
         except (NodeError, RecursionError) as error:
             raise fail(RestoreError, where, _malformed(where, str(error))) from None
-        except _TooMuchError as error:
-            raise fail(RestoreError, where, _too_much(where, str(error))) from None
-        except Exception as error:  # the constructors' own code
-            raise fail(RestoreError, where, _raised(where, recipe, error)) from error
 
 
 def _construct(recipe: Recipe, resolved: Resolved, where: str) -> nn.Module:
@@ -123,10 +119,11 @@ def _build(attempt: Attempt, payload: Any) -> Any:
     cls = attempt.resolved.classes[payload["class"]]
     try:
         return cls(*args, **kwargs)
-    except (NodeError, _TooMuchError):
+    except (NodeError, HoldtrueError):
         raise
-    except Exception as error:
-        raise _ConstructorError(payload["class"], error) from error
+    except Exception as error:  # the constructor's own code
+        found = _raised(attempt.where, payload["class"], error)
+        raise fail(RestoreError, attempt.where, found) from error
 
 
 def _config(attempt: Attempt, payload: Any) -> Any:
@@ -207,17 +204,6 @@ _BUILDERS: dict[str, Callable[[Attempt, Any], Any]] = {
 }
 
 
-class _TooMuchError(Exception):
-    pass
-
-
-class _ConstructorError(Exception):
-    """A constructor that raised, and whose."""
-
-    def __init__(self, name: str, error: Exception) -> None:
-        super().__init__(f"{name} raised {type(error).__name__}: {error}")
-
-
 _RANDOM = frozenset(
     getattr(torch.Tensor, name)
     for name in ("normal_", "uniform_", "random_", "bernoulli_", "exponential_", "geometric_",
@@ -228,8 +214,9 @@ _RANDOM = frozenset(
 class _Counting(TorchFunctionMode):
     """Counts torch calls: a recipe with a billion layers ends here, and not in an hour."""
 
-    def __init__(self) -> None:
+    def __init__(self, where: str) -> None:
         super().__init__()
+        self.where = where
         self.left = limits().build_calls
         self.thread = threading.get_ident()
 
@@ -238,7 +225,7 @@ class _Counting(TorchFunctionMode):
             return
         self.left -= 1
         if self.left < 0:
-            raise _TooMuchError(f"more than {limits().build_calls:,} calls of torch")
+            raise fail(RestoreError, self.where, _too_much(self.where))
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         self.one()
@@ -250,10 +237,10 @@ class _Counting(TorchFunctionMode):
 
 
 @contextmanager
-def _alone() -> Iterator[None]:
+def _alone(where: str) -> Iterator[None]:
     """On the meta device, counted, quiet, and without a trace in the random states."""
     states = {name: source.get() for name, source in sources().items()}
-    counting = _Counting()
+    counting = _Counting(where)
 
     def count(*_: Any) -> None:
         counting.one()
@@ -285,28 +272,24 @@ def _malformed(where: str, why: str) -> Finding:
     )
 
 
-def _too_much(where: str, why: str) -> Finding:
+def _too_much(where: str) -> Finding:
     return Finding(
         code="over-budget",
         severity="error",
         where=where,
         what="building this module was stopped: it takes more than is allowed",
-        why=why,
+        why=f"more than {limits().build_calls:,} calls of torch",
         fix="if the model is really that large: HOLDTRUE_BUILD_CALLS=… , or build it in your code",
     )
 
 
-def _raised(where: str, recipe: Recipe, error: Exception) -> Finding:
-    name = recipe.node["v"]["class"] if isinstance(recipe.node, dict) else "?"
-    said = (
-        str(error) if isinstance(error, _ConstructorError) else f"{type(error).__name__}: {error}"
-    )
+def _raised(where: str, name: str, error: Exception) -> Finding:
     return Finding(
         code="build-failed",
         severity="error",
         where=where,
         what=f"{name} could not be built from its recorded arguments",
-        why=said[:500],
+        why=f"its constructor raised {type(error).__name__}: {error}"[:500],
         fix="the class was changed since; build the model in your own code, "
         "then ck.restore(model=model)",
     )
