@@ -7,12 +7,14 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
+import torch
 from msgspec import Struct
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
 from holdtrue.capture.buildable import ARGUMENTS
 from holdtrue.capture.module import unwrap
+from holdtrue.capture.raw import raw_bytes
 from holdtrue.capture.recipe_nodes import is_config
 from holdtrue.records.trust import class_name
 
@@ -80,8 +82,10 @@ class Pair:
             return True
         if isinstance(a, Tensor | nn.Module) or isinstance(b, Tensor | nn.Module):
             # Names of tensors of the state, and of registered modules; others have none.
-            name = self._names[0].get(id(a))
-            return name is not None and name == self._names[1].get(id(b))
+            name, other = self._names[0].get(id(a)), self._names[1].get(id(b))
+            if name is None and other is None and isinstance(a, Tensor):
+                return _same_values(a, b)
+            return name is not None and name == other
         if class_name(type(a)) != class_name(type(b)):
             return False
         if is_config(a):
@@ -112,6 +116,14 @@ class Pair:
         # What has no attributes to look into: a lock, say, is as good as another one.
         comparing: Any = type(a).__eq__
         return comparing is object.__eq__ or bool(a == b)
+
+
+def _same_values(a: Tensor, b: Any) -> bool:
+    """Of tensors that are no part of the state; one on the meta device is like no other."""
+    if type(a) is not type(b) or a.is_meta or b.is_meta or a.dtype != b.dtype:
+        return False
+    plain = a.layout is torch.strided and not a.is_quantized and a.device == b.device
+    return plain and a.shape == b.shape and raw_bytes(a.detach()) == raw_bytes(b.detach())
 
 
 def _said_by(config: Any) -> dict[str, Any]:

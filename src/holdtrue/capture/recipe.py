@@ -49,7 +49,8 @@ class _ModuleEncoder(RecipeEncoder):
 
     def encode_root(self, module: nn.Module, via: Via) -> Any:
         node: dict[str, Any] = {"$": "build"}
-        self._remember(module, node)
+        self._built[id(module)] = node
+        node["v"] = {}  # until it is known
         node["v"] = self._by(module, via)
         return node
 

@@ -36,6 +36,8 @@ class RecipeEncoder(ValueEncoder):
         super().__init__(tensor_set("argument"))
         self.named: dict[str, Any] = {}  # classes and functions by full name
         self._module_node, self._live = module_node, live
+        self._built: dict[int, Any] = {}  # id of a module → its node
+        self._again = 0
         self.inline = False  # keep small tensors by value, not only their shape
         self._recorded = 1 << 30  # numbers of recorded nodes, far from those given here
 
@@ -49,12 +51,14 @@ class RecipeEncoder(ValueEncoder):
 
     def encode_module(self, module: nn.Module, path: str = "", depth: int = 0) -> Any:
         """The node of a module among the arguments; the same module again is a reference."""
-        if id(module) in self._seen:
-            return self._reference(id(module))
+        if id(module) in self._built:
+            held = self._built[id(module)]["v"]
+            self._again += 1
+            return {TAG: "again", "v": held.setdefault("id", self._again)}
         if self._live or self._module_node is None:
             return {TAG: "live", "v": module}
         node: dict[str, Any] = {TAG: "build"}
-        self._remember(module, node)
+        self._built[id(module)] = node
         node["v"] = self._module_node(module)
         return node
 

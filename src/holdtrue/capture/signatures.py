@@ -80,15 +80,22 @@ def attribute(module: nn.Module, parameter: inspect.Parameter) -> Any:
                 flag = isinstance(parameter.default, bool) and not isinstance(value, bool)
                 if flag and place is not vars(module):
                     return value is not None  # Linear(bias=True) keeps a parameter called bias
-                # `act=nn.ReLU` that became `self.act = act()`
-                return type(value) if _wants_class(parameter, value) else value
+                return _as_given(parameter, value) if isinstance(value, nn.Module) else value
     return _ABSENT
 
 
-def _wants_class(parameter: inspect.Parameter, value: Any) -> bool:
-    annotation = str(parameter.annotation).lower()
-    named = annotation.startswith(("type[", "typing.type["))
-    return isinstance(value, nn.Module) and (isinstance(parameter.default, type) or named)
+def _as_given(parameter: inspect.Parameter, module: nn.Module) -> Any:
+    """What was passed where a module stands now: the module, its class, or its one number."""
+    default, annotation = parameter.default, str(parameter.annotation).lower()
+    if parameter.kind is parameter.VAR_POSITIONAL:
+        return module
+    given = default is not parameter.empty
+    if (given and isinstance(default, type)) or annotation.startswith(("type[", "typing.type[")):
+        return type(module)  # `act=nn.ReLU` that became `self.act = act()`
+    number = (given and isinstance(default, int | float)) or parameter.annotation in (int, float)
+    if number and isinstance(module, nn.modules.dropout._DropoutNd):
+        return module.p
+    return _ABSENT if number or isinstance(default, str) else module
 
 
 def _elements(value: Any) -> list[Any]:

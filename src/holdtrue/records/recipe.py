@@ -4,7 +4,8 @@ Beside the kinds of `records/values.py`, these stand in a recipe:
 
 | `$` | `v` | value |
 |---|---|---|
-| `build` | `{"class", "args", "kwargs"}` | a module: the class called with the arguments |
+| `build` | `{"class", "args", "kwargs", "id"}` | a module: the class called with the arguments |
+| `again` | number | the module whose node has this `id`, once more |
 | `config` | `{"class", "values"}` | a transformers configuration from its dict |
 | `function` | full name | a function, found among those that are already imported |
 | `partial` | `{"of", "args", "kwargs"}` | a functools.partial |

@@ -40,6 +40,7 @@ class Attempt(Struct):
     resolved: Resolved
     where: str
     depth: int = 0
+    made: dict[int, Any] = field(default_factory=dict)  # modules that stand in several places
     decoding: Decoding = field(default_factory=lambda: Decoding(tensor=_no_tensor))
 
 
@@ -118,12 +119,15 @@ def _build(attempt: Attempt, payload: Any) -> Any:
     attempt.depth -= 1
     cls = attempt.resolved.classes[payload["class"]]
     try:
-        return cls(*args, **kwargs)
+        made = cls(*args, **kwargs)
     except (NodeError, HoldtrueError):
         raise
     except Exception as error:  # the constructor's own code
         found = _raised(attempt.where, payload["class"], error)
         raise fail(RestoreError, attempt.where, found) from error
+    if "id" in payload:
+        attempt.made[payload["id"]] = made
+    return made
 
 
 def _config(attempt: Attempt, payload: Any) -> Any:
@@ -198,6 +202,7 @@ _BUILDERS: dict[str, Callable[[Attempt, Any], Any]] = {
     "build": _build,
     "config": _config,
     "function": lambda attempt, name: attempt.resolved.functions[name],
+    "again": lambda attempt, number: attempt.made[number],
     "partial": _partial,
     "empty": _empty,
     "inline": _inline,

@@ -83,6 +83,8 @@ class _Reviving:
             return made
         if issubclass(cls, Enum) and len(inert.args) == 1:
             return cls(inert.args[0])
+        if issubclass(cls, tuple) and len(getattr(cls, "_fields", ())) == len(inert.args):
+            return tuple.__new__(cls, inert.args)
         if inert.args or inert.kwargs or inert.items is not None:
             self.left.append(f"a {inert.class_name} that only its own code can build")
             return inert

@@ -77,8 +77,7 @@ def _amend(
         at, name = difference.path, difference.attribute
         owner = _find(module, at)
         if name is not None and owner is not None and name in vars(owner):
-            encoder = RecipeEncoder(_no_module)
-            encoder.inline = True
+            encoder = _ValueEncoder()
             node = encoder.encode_state(vars(owner)[name], name)
             if encoder.refused() or name in attributes.get(at, {}):
                 return None, f"{_say(difference)} ({encoder.refused() or 'it does not stay set'})"
@@ -125,5 +124,14 @@ def _say(difference: Difference) -> str:
     return f"{difference.path or 'the model itself'}: {difference.what}"
 
 
-def _no_module(module: nn.Module) -> Any:
-    raise ValueError(f"a {type(module).__name__} in a plain attribute")
+class _ValueEncoder(RecipeEncoder):
+    """Encodes what an attribute holds: tensors by value; layers not registered not at all."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inline = True
+
+    def encode_module(self, module: nn.Module, path: str = "", depth: int = 0) -> Any:
+        self.refuse(
+            path, f"a {type(module).__name__} in a plain attribute, whose weights no file has"
+        )
