@@ -34,7 +34,7 @@ def read_state(place: str, most: int) -> Git | None:
     if not commit:
         return None
     branch = _ask(place, "symbolic-ref", "--short", "-q", "HEAD")
-    status = _ask(place, "status", "--porcelain", "--untracked-files=no", most=1)
+    status = _ask(place, "status", "--porcelain", "--untracked-files=no", most=2)
     if not status:
         return Git(commit=commit, branch=branch or None)
     if not most:

@@ -5,7 +5,11 @@ from collections.abc import Iterable
 
 MASK = "•••"
 
-_WORD = r"(?:api[-_]?key|access[-_]?key|secret|token|passw(?:or)?d|passphrase|credentials?|auth)"
+# Not "tokenizer", "max_tokens", "authors", "secretary".
+_WORD = (
+    r"(?:api[-_]?key|access[-_]?key|(?:secret|token|passw(?:or)?d|passphrase|credentials?|auth"
+    r"|authorization)(?![a-z]))"
+)
 _NAMED = re.compile(rf"(?i)([\w.-]*{_WORD}[\w.-]*)")
 # name=value, "name": "value", name: value; the value as far as it goes
 _ASSIGNED = re.compile(
