@@ -30,11 +30,11 @@ def git_state() -> Git | None:
 
 def read_state(place: str, most: int) -> Git | None:
     """The state of the working tree around `place`, with at most `most` bytes of its diff."""
-    commit = _ask(place, "rev-parse", "--verify", "HEAD")
+    commit = _line(place, "rev-parse", "--verify", "HEAD")
     if not commit:
         return None
-    branch = _ask(place, "symbolic-ref", "--short", "-q", "HEAD")
-    status = _ask(place, "status", "--porcelain", "--untracked-files=no", most=2)
+    branch = _line(place, "symbolic-ref", "--short", "-q", "HEAD")
+    status = _ask(place, "status", "--porcelain", "--untracked-files=no", most=1)
     if not status:
         return Git(commit=commit, branch=branch or None)
     if not most:
@@ -42,8 +42,8 @@ def read_state(place: str, most: int) -> Git | None:
     diff = _ask(
         place, "diff", "--no-ext-diff", "--no-textconv", "--no-color", "HEAD", most=most + 1
     )
-    cut = diff is not None and len(diff.encode(errors="replace")) > most
-    kept = mask(diff[:most]) if diff else None
+    kept = mask(diff[:most].decode(errors="replace")) if diff else None
+    cut = diff is not None and len(diff) > most
     return Git(commit=commit, branch=branch or None, dirty=True, diff=kept, cut=cut)
 
 
@@ -55,7 +55,11 @@ def _place() -> str:
     return os.fspath(place.absolute())
 
 
-def _ask(place: str, *question: str, most: int = 4096) -> str | None:
+def _line(place: str, *question: str) -> str:
+    return (_ask(place, *question) or b"").decode(errors="replace").strip()
+
+
+def _ask(place: str, *question: str, most: int = 4096) -> bytes | None:
     """What git answers, cut at `most` bytes; None where it does not."""
     try:
         process = subprocess.Popen(
@@ -76,7 +80,7 @@ def _ask(place: str, *question: str, most: int = 4096) -> str | None:
             more = len(answer) == most
             if more:
                 process.kill()  # it would wait for a reader of the rest
-        return answer.decode(errors="replace").strip() if more or process.returncode == 0 else None
+        return answer if more or process.returncode == 0 else None
     except OSError:
         return None
     finally:
