@@ -9,6 +9,7 @@ import holdtrue
 def test_public_names():
     assert holdtrue.__all__ == [
         "Checkpoint",
+        "Converted",
         "DamageError",
         "Difference",
         "Finding",
@@ -22,8 +23,10 @@ def test_public_names():
         "SaveError",
         "Saved",
         "buildable",
+        "convert",
         "diff",
         "open",
+        "salvage",
         "save",
         "verify",
     ]

@@ -6,7 +6,9 @@ if TYPE_CHECKING:
     from holdtrue.capture.buildable import buildable
     from holdtrue.capture.probe import Probe
     from holdtrue.checkpoint import Checkpoint, open, verify
+    from holdtrue.doctor.convert import Converted, convert
     from holdtrue.doctor.diff import Difference, diff
+    from holdtrue.doctor.salvage import salvage
     from holdtrue.errors import DamageError, HoldtrueError, OpenError, RestoreError, SaveError
     from holdtrue.findings import Finding, Report
     from holdtrue.runs.keep import Keep
@@ -15,6 +17,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Checkpoint",
+    "Converted",
     "DamageError",
     "Difference",
     "Finding",
@@ -28,8 +31,10 @@ __all__ = [
     "SaveError",
     "Saved",
     "buildable",
+    "convert",
     "diff",
     "open",
+    "salvage",
     "save",
     "verify",
 ]
@@ -40,6 +45,9 @@ _HOMES = {
     "buildable": "capture.buildable",
     "open": "checkpoint",
     "verify": "checkpoint",
+    "Converted": "doctor.convert",
+    "convert": "doctor.convert",
+    "salvage": "doctor.salvage",
     "Difference": "doctor.diff",
     "diff": "doctor.diff",
     "DamageError": "errors",

@@ -1,9 +1,7 @@
 """Saving one checkpoint: capture, refuse or lay out, write, publish."""
 
-import errno
 import os
 import re
-import shutil
 import time
 from collections.abc import Mapping
 from datetime import UTC, datetime
@@ -20,21 +18,23 @@ from holdtrue.capture.tensors import tensor_set
 from holdtrue.capture.values import ValueEncoder
 from holdtrue.engine.layout import PlannedFile, lay_out
 from holdtrue.engine.write import write_files
-from holdtrue.errors import SaveError, fail
+from holdtrue.errors import SaveError
 from holdtrue.findings import Finding, report
 from holdtrue.records.manifest import (
     NAME,
+    SOURCE,
     Chunk,
     Manifest,
     Ranking,
     encode_manifest,
 )
 from holdtrue.restore.proving import with_recipes
-from holdtrue.storage.commit import publish, write_synced
+from holdtrue.storage.commit import publish, sync_directory, write_synced
+from holdtrue.storage.failures import already_exists, not_written
 
 _PART_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,99}\Z")
 # Names that a file system or the format has taken.
-_TAKEN = frozenset({RNG, PROBE, "manifest", "source", "con", "prn", "aux", "nul"})
+_TAKEN = frozenset({RNG, PROBE, "manifest", SOURCE, "con", "prn", "aux", "nul"})
 
 
 class Saved(Struct, frozen=True, kw_only=True):
@@ -94,11 +94,15 @@ def write_checkpoint(
     )
     try:
         with publish(target, replace=overwrite) as staged:
+            if captured.texts:
+                (staged / SOURCE).mkdir()
             digests = write_files(staged, files, captured.sources)
+            if captured.texts:
+                sync_directory(staged / SOURCE)
             raw = encode_manifest(replace(manifest, tensors=_placed(captured, files, digests)))
             write_synced(staged / NAME, raw)
     except OSError as error:
-        raise _not_written(target, error, sum(f.nbytes for f in files)) from error
+        raise not_written(target, error, sum(f.nbytes for f in files)) from error
     return Saved(
         path=target,
         nbytes=sum(f.nbytes for f in files) + len(raw),
@@ -116,7 +120,7 @@ def _prepare(
 ) -> tuple[Captured, list[PlannedFile], Any]:
     findings = _check_names(parts)
     if not overwrite and os.path.lexists(target):
-        findings.append(_exists(target))
+        findings.append(already_exists(target))
     if overwrite and os.path.lexists(target) and not _may_be_replaced(target):
         findings.append(_foreign(target))
     if findings:
@@ -127,7 +131,11 @@ def _prepare(
     findings = [*captured.findings, *numbers.findings, *_metric_findings(metrics, numbers.records)]
     if any(f.severity == "error" for f in findings):
         raise SaveError(report(str(target), findings))
-    return captured, lay_out(captured.tensors, captured.sources), node
+    files = lay_out(captured.tensors, captured.sources)
+    for name, text in captured.texts.items():
+        raw = text.encode("utf-8", "backslashreplace")
+        files.append(PlannedFile(name, raw, len(raw), ()))
+    return captured, files, node
 
 
 def _placed(
@@ -191,17 +199,6 @@ def _metric_findings(
     ]
 
 
-def _exists(target: Path) -> Finding:
-    return Finding(
-        code="already-exists",
-        severity="error",
-        where=str(target),
-        what="there is something under this name already",
-        why="a checkpoint never changes once it exists, so that a reader can rely on it",
-        fix="choose another path, or replace it: save(..., overwrite=True)",
-    )
-
-
 def _may_be_replaced(target: Path) -> bool:
     if target.is_symlink() or not target.is_dir():
         return False
@@ -220,44 +217,3 @@ def _foreign(target: Path) -> Finding:
         why="overwrite=True replaces checkpoints; anything else may be someone's work",
         fix="choose another path, or remove it yourself",
     )
-
-
-def _not_written(target: Path, error: OSError, needed: int) -> SaveError:
-    if error.errno in (errno.ENOSPC, errno.EDQUOT):
-        code, what = "disk-full", "the disk is full"
-        fix = "free some space, then save again; the training state in memory is untouched"
-    elif error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
-        code, what = "permission-denied", "the directory may not be written to"
-        fix = f"chmod u+rwx {target.absolute().parent}, or save somewhere else"
-    elif isinstance(error, FileExistsError):
-        return fail(SaveError, str(target), _exists(target))
-    elif error.errno == errno.ENOTDIR:
-        code, what = "not-a-directory", "a file stands where a directory is needed"
-        fix = "choose another path"
-    else:
-        code, what = "write-failed", "the disk would not take it"
-        fix = "check the disk, then save again; the training state in memory is untouched"
-    free = _free_bytes(target)
-    return fail(
-        SaveError,
-        str(target),
-        Finding(
-            code=code,
-            severity="error",
-            where=error.filename or str(target),
-            what=f"not saved: {what}",
-            why=f"the system says: {error.strerror or error}; needed {needed:,} bytes"
-            + (f", free {free:,}" if free is not None else "")
-            + ". What was saved before is unchanged",
-            fix=fix,
-        ),
-    )
-
-
-def _free_bytes(target: Path) -> int | None:
-    for place in (target, *target.absolute().parents):
-        try:
-            return shutil.disk_usage(place).free
-        except OSError:
-            continue
-    return None

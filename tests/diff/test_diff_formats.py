@@ -1,9 +1,12 @@
 """One state in every format, each against each; and what only some formats hold."""
 
+import argparse
 import copy
 import itertools
 import json
+import os
 import random
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -14,6 +17,11 @@ from torch import nn
 
 import holdtrue
 from holdtrue.doctor.name_mapping import PrefixMapping
+from holdtrue.errors import HoldtrueError
+
+CORPUS = Path(
+    os.environ.get("HOLDTRUE_CORPUS", Path(__file__).resolve().parents[3] / "shared/corpus")
+)
 
 
 class Net(nn.Module):
@@ -173,8 +181,48 @@ def test_an_optimizer_of_holdtrue_equals_that_of_torch(tmp_path):
     assert row.path == "optimizer/param_groups/0/lr"
 
 
+class Counting(nn.Module):
+    """Extra state, and an entry that `_save_to_state_dict` adds."""
+
+    def __init__(self, seen):
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(2))
+        self.seen = seen
+
+    def get_extra_state(self):
+        return {"seen": self.seen}
+
+    def set_extra_state(self, state):
+        self.seen = state["seen"]
+
+    def _save_to_state_dict(self, destination, prefix, keep_vars):
+        super()._save_to_state_dict(destination, prefix, keep_vars)
+        destination[prefix + "table"] = torch.arange(self.seen)
+
+
+def test_what_modules_add_to_their_state_dict(tmp_path):
+    model = nn.Sequential(Counting(3), nn.Linear(2, 2))
+    holdtrue.save(tmp_path / "a", model=model)
+    torch.save(model.state_dict(), tmp_path / "b")
+    found = holdtrue.diff(tmp_path / "a", tmp_path / "b")
+    assert found.equal, str(found)
+    assert found.equal_tensors == 4
+    model[0].seen = 4
+    torch.save(model.state_dict(), tmp_path / "b")
+    found = holdtrue.diff(tmp_path / "a", tmp_path / "b")
+    assert [(row.name, row.what) for row in found.changed] == [("model/0.table", ("shape",))]
+    assert [(row.path, row.a, row.b) for row in found.values] == [("0._extra_state/seen", "3", "4")]
+
+
+def test_a_module_without_tensors(tmp_path):
+    holdtrue.save(tmp_path / "a", model=nn.ReLU(), epoch=1)
+    holdtrue.save(tmp_path / "b", model=nn.ReLU(), epoch=1)
+    assert holdtrue.diff(tmp_path / "a", tmp_path / "b").equal
+
+
 def test_checkpoints_of_a_run(tmp_path):
     model = nn.Linear(2, 1)
+    model.weight.data.zero_()
     keep = holdtrue.Keep(last=5, best=1, by="loss")
     with holdtrue.Run(tmp_path / "run", keep=keep, model=model, note="x") as run:
         for step, loss in ((1, 0.5), (2, 0.1), (3, 0.9)):
@@ -281,3 +329,29 @@ def test_same_bytes_of_another_dtype_are_no_rename(tmp_path):
     found = holdtrue.diff(tmp_path / "a", tmp_path / "b")
     assert not found.renamed
     assert len(found.added) == len(found.removed) == 1
+
+
+@pytest.mark.skipif(not CORPUS.is_dir(), reason=f"no corpus at {CORPUS}")
+def test_published_files_equal_themselves_and_differ_from_others(figure):
+    before = None
+    for path in sorted(p for p in (CORPUS / "weights").rglob("*") if p.is_file()):
+        try:
+            found = holdtrue.diff(path, path)
+        except HoldtrueError:
+            continue  # pointers and the like, which other tests name
+        assert found.equal, path
+        assert str(found)
+        figure("diff: published files against themselves")
+        if before is not None:
+            forth, back = holdtrue.diff(before, path), holdtrue.diff(path, before)
+            assert forth.equal == back.equal
+            figure("diff: published files against one another")
+        before = path
+
+
+def test_a_converted_file_is_equal_to_its_source(tmp_path):
+    """Objects of unknown classes too: what convert keeps of them, diff finds on both sides."""
+    state = {"w": torch.arange(3.0), "args": argparse.Namespace(lr=0.1), "epoch": 3}
+    torch.save(state, tmp_path / "theirs.pt")
+    holdtrue.convert(tmp_path / "theirs.pt", tmp_path / "ours", to="holdtrue")
+    assert holdtrue.diff(tmp_path / "theirs.pt", tmp_path / "ours").equal

@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from told import told
 
 from holdtrue.formats.tensor_bytes import read_tensor
 from holdtrue.formats.view import LazyTensor
@@ -106,7 +107,7 @@ def same(ours: Any, theirs: Any, seen: Compared, where: str = "") -> None:
         little = np.ascontiguousarray(theirs).astype(theirs.dtype.newbyteorder("<"))
         assert read_tensor(ours).tobytes() == little.tobytes(), where
     elif isinstance(theirs, torch.Size):
-        assert ours == Record(class_name="torch.Size", args=(tuple(theirs),)), where
+        assert told(ours) == told(Record(class_name="torch.Size", args=(tuple(theirs),))), where
     elif isinstance(theirs, (torch.dtype, torch.layout)):
         assert ours == NamedReference(str(theirs)), where
     elif isinstance(theirs, torch.device):

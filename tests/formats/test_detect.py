@@ -412,3 +412,19 @@ def test_a_length_prefix_alone_is_a_damaged_safetensors_file(tmp_path):
     path = tmp_path / "f"
     path.write_bytes(struct.pack("<Q", 60))
     assert detect(str(path)).kind == "safetensors"
+
+
+def test_headers_whose_length_begins_like_a_pickle(tmp_path, figure):
+    """640 is 80 02, as a pickle of protocol 2 begins; so for 896, 1,152 and 1,408."""
+    path = tmp_path / "file"
+    seen = set()
+    for count in range(1, 24):
+        for length in range(1, 60):
+            data = save_safetensors({"x" * length + str(i): torch.zeros(1) for i in range(count)})
+            if data[0] == 0x80 and 2 <= data[1] <= 5 and data[1] not in seen:
+                seen.add(data[1])
+                path.write_bytes(data)
+                assert detect(str(path)).kind == "safetensors"
+                assert len(read(str(path)).tensors) == count
+                figure("safetensors headers that begin like a pickle")
+    assert seen == {2, 3, 4, 5}

@@ -13,6 +13,7 @@ from damage import check_findings
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from same_as_torch import Compared, same
+from told import told
 
 from holdtrue.errors import DamageError, HoldtrueError
 from holdtrue.formats import torch_zip
@@ -112,7 +113,9 @@ def test_objects_become_records(protocol: int) -> None:
     slotted.a = [1]
     if protocol >= 2:
         record = value_of(pickle.dumps(slotted, protocol))
-        assert record == Record(class_name=f"{__name__}.Slotted", state=(None, {"a": [1]}))
+        assert told(record) == told(
+            Record(class_name=f"{__name__}.Slotted", state=(None, {"a": [1]}))
+        )
         record = value_of(pickle.dumps(Keywords(size=3), protocol))
         if protocol >= 4:
             assert record.kwargs == {"size": 3}
@@ -120,16 +123,16 @@ def test_objects_become_records(protocol: int) -> None:
     plain.note = "kept"  # type: ignore[attr-defined]
     assert vars(value_of(pickle.dumps(plain, protocol))) == {"note": "kept"}
     record = value_of(pickle.dumps(Colour.RED, protocol))
-    assert record == Record(class_name=f"{__name__}.Colour", args=(1,))
+    assert told(record) == told(Record(class_name=f"{__name__}.Colour", args=(1,)))
     nested = value_of(pickle.dumps(Inner.Nested, protocol))
     assert nested == NamedReference(f"{__name__}.Inner.Nested")
 
 
 def test_a_class_of_python_2() -> None:
     record = value_of(INERT["python 2 instance"])
-    assert record == Record(class_name="__main__.Old", state={"x": 5})
+    assert told(record) == told(Record(class_name="__main__.Old", state={"x": 5}))
     record = value_of(INERT["python 2 object"])
-    assert record == Record(class_name="__main__.Old", args=(1,))
+    assert told(record) == told(Record(class_name="__main__.Old", args=(1,)))
 
 
 def test_python_2_arrays_and_text_that_is_not_utf8() -> None:
@@ -154,7 +157,7 @@ def test_extensions_buffers_and_persistent_ids() -> None:
     got = value_of(INERT["persistent ids"], persistent=lambda pid: ("loaded", pid))
     assert got == (("loaded", "one"), ("loaded", []))
     record = value_of(b"K\x07Q.")
-    assert record == Record(class_name="pickle.persistent_load", args=(7,))
+    assert told(record) == told(Record(class_name="pickle.persistent_load", args=(7,)))
 
 
 def test_cycles() -> None:
@@ -216,7 +219,7 @@ def test_names_that_cannot_be_printed() -> None:
 def test_calls_of_what_a_call_gave() -> None:
     walked = seen(b"c__main__\nmake\n)RK\x01\x85R.")
     made = Record(class_name="__main__.make")
-    assert walked.value == Record(class_name="operator.call", args=(made, 1))
+    assert told(walked.value) == told(Record(class_name="operator.call", args=(made, 1)))
 
 
 def test_ends_after_stop_and_tells_the_protocol() -> None:
@@ -260,7 +263,9 @@ def test_salvage_at_every_byte(name: str, protocol: int) -> None:
 def test_salvage_keeps_the_state_of_an_object() -> None:
     class_line = b"\x80\x02c__main__\nNet\n)\x81}(U\x01aK\x01U\x01b](K\x02K\x03"
     walked = walk(class_line, where="x", salvage=True)
-    assert walked.value == Record(class_name="__main__.Net", state={"a": 1, "b": [2, 3]})
+    assert told(walked.value) == told(
+        Record(class_name="__main__.Net", state={"a": 1, "b": [2, 3]})
+    )
 
 
 BROKEN = {

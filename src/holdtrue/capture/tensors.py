@@ -1,7 +1,7 @@
 """Tensors to tensor records: what is stored, under which key, and what it is tied to."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -13,15 +13,9 @@ from torch.nn.parameter import is_lazy
 
 from holdtrue.capture.raw import dtype_name, raw_bytes, raw_view, stored_bytes
 from holdtrue.findings import Finding
-from holdtrue.records.dtypes import (
-    DTYPES,
-    OVERLAP_FACTOR,
-    contiguous_stride,
-    extent,
-    packed_bytes,
-    product,
-)
+from holdtrue.records.dtypes import DTYPES, contiguous_stride, extent, packed_bytes
 from holdtrue.records.manifest import Quantizer, TensorRecord
+from holdtrue.records.overlaps import Span, mark_overlaps
 from holdtrue.records.trust import class_name
 
 _PLAIN = {torch.Tensor, torch.nn.Parameter, torch.nn.Buffer}
@@ -42,6 +36,10 @@ class Source(Struct, frozen=True, eq=False):
     nbytes: int
     read: Callable[[], memoryview]
 
+    def blocks(self) -> Iterator[memoryview]:
+        """The bytes for the writer: in memory already, so in one block."""
+        yield self.read()
+
 
 class TensorSet(Struct, eq=False):
     """The tensors of one part, gathered while its state is encoded."""
@@ -52,7 +50,7 @@ class TensorSet(Struct, eq=False):
     findings: list[Finding]
     known: dict[tuple[Any, ...], str]  # identity of the memory → key
     held: list[Any]  # keeps what was seen alive, so that no address is used twice
-    spans: dict[tuple[int, torch.dtype], list[tuple[int, int, str]]]  # storage → (first, end, key)
+    spans: dict[tuple[int, torch.dtype], list[Span]]  # by storage
     strides: dict[str, tuple[int, ...]]  # of the tensors in `spans`, as they are in memory
 
 
@@ -124,31 +122,7 @@ def _fortran(array: np.ndarray[Any, Any]) -> tuple[int, ...] | None:
 
 def finish(into: TensorSet) -> None:
     """Mark the tensors that share memory only in part, so that opening can lay them over again."""
-    group = 0
-    for spans in into.spans.values():
-        for run in _touching(sorted(spans)):
-            first, end = run[0][0], max(e for _, e, _ in run)
-            kept = sum(product(into.records[k].shape) for _, _, k in run)
-            if len(run) > 1 and end - first <= OVERLAP_FACTOR * kept:
-                for start, _, key in run:
-                    into.records[key] = replace(
-                        into.records[key],
-                        overlap=(group, start - first),
-                        stride=into.strides[key],
-                    )
-                group += 1
-
-
-def _touching(spans: list[tuple[int, int, str]]) -> list[list[tuple[int, int, str]]]:
-    runs: list[list[tuple[int, int, str]]] = []
-    reach = -1
-    for span in spans:
-        if span[0] < reach:
-            runs[-1].append(span)
-        else:
-            runs.append([span])
-        reach = max(reach, span[1])
-    return runs
+    mark_overlaps(into.records, into.spans.values(), into.strides)
 
 
 def _memory(tensor: Tensor) -> tuple[Any, ...]:

@@ -20,19 +20,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from holdtrue.capture.leaves import (
-    LEAVES,
-    b64,
-    generator_node,
-    is_unicode,
-    random_node,
-    scalar_node,
-)
+from holdtrue.capture.leaves import LEAVES, generator_node
 from holdtrue.capture.objects import take_state
 from holdtrue.capture.tensors import TensorSet, add_array, add_tensor
 from holdtrue.findings import Finding
 from holdtrue.limits import limits
 from holdtrue.records.arrays import describe_dtype
+from holdtrue.records.leaf_nodes import b64, is_unicode, random_node, scalar_node
 from holdtrue.records.trust import class_name
 from holdtrue.records.values import FACTORIES, TAG, join
 

@@ -13,10 +13,12 @@ from holdtrue.errors import HoldtrueError
 
 # Name → one line of help. Each command's module is imported when it is called.
 _COMMANDS = {
+    "convert": "A checkpoint, whatever its format, in another one.",
     "demo": "Train, be killed while saving, resume; compare bit by bit.",
     "diff": "What differs between two checkpoints of any format.",
     "inspect": "What a checkpoint holds: parts, tensors, values, origin.",
     "log": "The checkpoints of a run, with their metrics.",
+    "salvage": "What is whole of a damaged file, as a file that is whole.",
     "verify": "Read every byte and compare it with its digest.",
 }
 

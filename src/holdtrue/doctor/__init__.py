@@ -1,1 +1,1 @@
-"""Rules and comparisons: from data to findings. No torch."""
+"""Rules and comparisons, from data to findings; and carrying over what others wrote. No torch."""

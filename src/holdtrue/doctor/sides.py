@@ -8,18 +8,17 @@ import msgspec
 from msgspec import Struct
 
 from holdtrue.doctor.tree_leaves import Leaves, leaves
-from holdtrue.errors import DamageError, fail
-from holdtrue.findings import Finding
 from holdtrue.formats.checkpoint_directory import read_manifest
 from holdtrue.formats.opening import read
-from holdtrue.formats.view import LazyTensor, View
+from holdtrue.formats.view import View
 from holdtrue.records.inert import Record
-from holdtrue.records.manifest import Manifest
+from holdtrue.records.manifest import Manifest, Part
 from holdtrue.records.values import Decoding, NodeError, decode
 from holdtrue.storage.locating import locate
 
 MODULES = "flags and attributes of modules"
 RANDOM = "random states"
+_IN_STATE_DICT = {"entries", "extra", "custom"}
 
 
 class Opened(Struct, frozen=True):
@@ -58,14 +57,14 @@ def flatten(side: Opened, *, as_torch: bool) -> Side:
     for name, part in manifest.parts.items():
         state = view.tree[name]
         if part.kind == "module":
-            tree[name] = _entries(name, state, view)
-            rest = {key: value for key, value in state.items() if key != "entries"}
+            tree[name] = _state_dict(part, state, view)
+            rest = {key: value for key, value in state.items() if key not in _IN_STATE_DICT}
             extras.setdefault(MODULES, {})[name] = {"class": part.class_name, **rest}
         elif part.kind == "rng":
             extras.setdefault(RANDOM, {})[name] = state
         elif part.kind == "optimizer" and as_torch:
             tree[name] = _by_index(state)
-        elif as_torch and isinstance(state, Record) and isinstance(state.state, dict):
+        elif as_torch and isinstance(state, Record) and _by_state_dict(part):
             tree[name] = state.state
         else:
             tree[name] = state
@@ -87,28 +86,35 @@ def _foreign(view: View) -> Leaves:
     return Leaves(tensors, {}, {"attributes of scripted modules": whole.values})
 
 
-def _entries(part: str, state: Any, view: View) -> dict[str, LazyTensor]:
-    """A module's tensors under each of their names, tied ones too."""
-    names = state.get("entries") if isinstance(state, dict) else None
-    if not isinstance(names, dict) or not all(key in view.tensors for key in names.values()):
-        raise fail(DamageError, view.path, _contradiction(f"{view.path}: {part}"))
-    return {name: view.tensors[key] for name, key in names.items()}
+def _by_state_dict(part: Part) -> bool:
+    """An object that torch users save as its state_dict(): a scheduler, a scaler."""
+    return isinstance(part.state, dict) and part.state.get("via") == "state_dict"
+
+
+def _state_dict(part: Part, state: Any, view: View) -> dict[str, Any]:
+    """A module's tensors under each of their names, tied ones too, and what it adds of its own."""
+    found: dict[str, Any] = {
+        name: view.tensors[key] for name, key in part.state.get("entries", {}).items()
+    }
+    for path, value in state.get("extra", {}).items():
+        found[f"{path}._extra_state" if path else "_extra_state"] = value
+    for path, custom in state.get("custom", {}).items():
+        for name, value in custom["entries"].items():
+            found[f"{path}.{name}" if path else name] = value
+    return found
 
 
 def _by_index(state: Any) -> Any:
     """An optimizer's state as torch gives it: parameters by their number."""
-    try:
-        names = [name for group in state["groups"] for name in group["params"]]
-        numbers = {name: index for index, name in enumerate(names)}
-        return {
-            "state": {numbers[name]: inner for name, inner in state["state"].items()},
-            "param_groups": [
-                {**group["settings"], "params": [numbers[name] for name in group["params"]]}
-                for group in state["groups"]
-            ],
-        }
-    except (KeyError, TypeError):
-        return state
+    names = [name for group in state["groups"] for name in group["params"]]
+    numbers = {name: index for index, name in enumerate(names)}
+    return {
+        "state": {numbers.get(name, name): inner for name, inner in state.get("state", {}).items()},
+        "param_groups": [
+            {**group["settings"], "params": [numbers[name] for name in group["params"]]}
+            for group in state["groups"]
+        ],
+    }
 
 
 def _about(manifest: Manifest) -> dict[str, Any]:
@@ -129,14 +135,3 @@ def _about(manifest: Manifest) -> dict[str, Any]:
 
 def _no_tensor(key: str) -> Any:
     raise NodeError(f"a metric holds the tensor {key!r}")
-
-
-def _contradiction(where: str) -> Finding:
-    return Finding(
-        code="manifest-damaged",
-        severity="error",
-        where=where,
-        what="the manifest contradicts itself",
-        why="a module names a tensor that is not there",
-        fix="use another checkpoint",
-    )

@@ -12,11 +12,11 @@ from holdtrue.limits import limits
 from holdtrue.records.manifest import FileRecord, TensorRecord
 
 # What Hugging Face's loaders look for before they read a file.
-_METADATA = {"format": "pt"}
+_METADATA: Mapping[str, str] = {"format": "pt"}
 
 
 class Stored(Protocol):
-    """What the layout has to know of a tensor; see `capture.tensors.Source`."""
+    """What the layout has to know of a tensor; `capture.tensors.Source` and `engine.stored`."""
 
     @property
     def code(self) -> str: ...
@@ -57,26 +57,30 @@ def lay_out(records: Mapping[str, TensorRecord], stored: Mapping[str, Stored]) -
         groups.setdefault(stem, []).append(key)
     files: list[PlannedFile] = []
     for stem, keys in groups.items():
-        files += _plan_stem(stem, keys, stored)
+        if sum(stored[key].nbytes for key in keys) > limits().shard_bytes and len(keys) > 1:
+            files += plan_shards(stem, keys, stored, limits().shard_bytes)
+        else:
+            files.append(plan_file(f"{stem}.safetensors", keys, stored))
     return files
 
 
-def _plan_stem(stem: str, keys: list[str], stored: Mapping[str, Stored]) -> list[PlannedFile]:
-    shards = _split(keys, stored)
-    if len(shards) == 1:
-        return [_plan_file(f"{stem}.safetensors", shards[0], stored)]
+def plan_shards(
+    stem: str, keys: list[str], stored: Mapping[str, Stored], most: int
+) -> list[PlannedFile]:
+    """Files of at most `most` bytes of tensors, as Hugging Face names them, and their index."""
+    shards = _split(keys, stored, most)
     total = len(shards)
     names = [f"{stem}-{i + 1:05d}-of-{total:05d}.safetensors" for i in range(total)]
-    files = [_plan_file(n, shard, stored) for n, shard in zip(names, shards, strict=True)]
+    files = [plan_file(n, shard, stored) for n, shard in zip(names, shards, strict=True)]
     return [*files, _index(f"{stem}.safetensors.index.json", files)]
 
 
-def _split(keys: list[str], stored: Mapping[str, Stored]) -> list[list[str]]:
+def _split(keys: list[str], stored: Mapping[str, Stored], most: int) -> list[list[str]]:
     shards: list[list[str]] = [[]]
     filled = 0
     for key in keys:
         nbytes = stored[key].nbytes
-        if shards[-1] and filled + nbytes > limits().shard_bytes:
+        if shards[-1] and filled + nbytes > most:
             shards.append([])
             filled = 0
         shards[-1].append(key)
@@ -84,7 +88,14 @@ def _split(keys: list[str], stored: Mapping[str, Stored]) -> list[list[str]]:
     return shards
 
 
-def _plan_file(name: str, keys: list[str], stored: Mapping[str, Stored]) -> PlannedFile:
+def plan_file(
+    name: str,
+    keys: list[str],
+    stored: Mapping[str, Stored],
+    metadata: Mapping[str, str] = _METADATA,
+) -> PlannedFile:
+    """One safetensors file; within it a tensor is called by its key without the part."""
+
     def alignment(key: str) -> int:
         source = stored[key]
         count = 1
@@ -97,7 +108,7 @@ def _plan_file(name: str, keys: list[str], stored: Mapping[str, Stored]) -> Plan
         (key.partition("/")[2], stored[key].code, stored[key].shape, stored[key].nbytes)
         for key in ordered
     ]
-    head, entries = build_header(rows, _METADATA)
+    head, entries = build_header(rows, dict(metadata))
     placements = tuple(
         Placement(key, entry.name, len(head) + entry.begin, entry.end - entry.begin)
         for key, entry in zip(ordered, entries.values(), strict=True)

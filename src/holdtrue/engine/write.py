@@ -1,54 +1,86 @@
 """Writes planned files with several threads, hashing each tensor on the way.
 
 pwrite and xxhash release the GIL, so plain threads reach the disk. The bytes of a file do not
-depend on the number of threads.
+depend on the number of threads. A tensor arrives in blocks, so that one that comes from a file is
+never whole in memory.
 """
 
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from contextvars import copy_context
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 import xxhash
 
 from holdtrue.engine.layout import Placement, PlannedFile
 from holdtrue.limits import limits
 
+Progress = Callable[[int], None]  # told how many more bytes have been written, on any thread
+Job = TypeVar("Job")
+Result = TypeVar("Result")
+
 
 class Readable(Protocol):
-    """Gives a tensor's bytes in C order; called once, on any thread."""
+    """Gives a tensor's bytes in C order, block after block; called once, on any thread."""
 
-    def read(self) -> memoryview: ...
+    def blocks(self) -> Iterator[memoryview]: ...
 
 
 def write_files(
-    directory: Path, files: list[PlannedFile], sources: Mapping[str, Readable]
+    directory: Path,
+    files: list[PlannedFile],
+    sources: Mapping[str, Readable],
+    progress: Progress | None = None,
 ) -> dict[str, str]:
     """Write and fsync every file; returns the xxh3-128 of each tensor by key. Raises OSError."""
     digests: dict[str, str] = {}
     descriptors: list[int] = []
+    jobs: list[tuple[int, list[Placement]]] = []
     try:
-        with ThreadPoolExecutor(limits().threads, "holdtrue-write") as pool:
-            jobs = []
-            for file in files:
-                flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0)
-                fd = os.open(directory / file.name, flags, 0o666)
-                descriptors.append(fd)
-                os.truncate(fd, file.nbytes)
-                _write_at(fd, memoryview(file.head), 0)
-                jobs += [pool.submit(_write_batch, fd, b, sources) for b in _batches(file)]
-            try:
-                for job in jobs:
-                    digests.update(job.result())
-            except BaseException:
-                pool.shutdown(cancel_futures=True)
-                raise
-            list(pool.map(os.fsync, descriptors))
+        for file in files:
+            fd = create(directory / file.name, file.nbytes)
+            descriptors.append(fd)
+            write_at(fd, memoryview(file.head), 0)
+            jobs += [(fd, batch) for batch in _batches(file)]
+        for found in in_threads(lambda job: _write_batch(*job, sources, progress), jobs):
+            digests.update(found)
+        in_threads(os.fsync, descriptors)
     finally:
         for fd in descriptors:
             os.close(fd)
     return digests
+
+
+def create(path: Path, nbytes: int) -> int:
+    """A new file of this size, open for writing."""
+    fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0), 0o666)
+    try:
+        os.truncate(fd, nbytes)
+    except BaseException:
+        os.close(fd)
+        raise
+    return fd
+
+
+def in_threads(work: Callable[[Job], Result], jobs: Iterable[Job]) -> list[Result]:
+    """Each job's result, in order; the first that fails ends those that have not begun."""
+    with _pool() as pool:
+        # Each in a copy of the caller's context: the limits in force are kept there.
+        running = [pool.submit(copy_context().run, work, job) for job in jobs]
+        return [done.result() for done in running]
+
+
+@contextmanager
+def _pool() -> Iterator[ThreadPoolExecutor]:
+    with ThreadPoolExecutor(limits().threads, "holdtrue-write") as pool:
+        try:
+            yield pool
+        except BaseException:
+            pool.shutdown(cancel_futures=True)
+            raise
 
 
 def _batches(file: PlannedFile) -> Iterator[list[Placement]]:
@@ -66,22 +98,50 @@ def _batches(file: PlannedFile) -> Iterator[list[Placement]]:
 
 
 def _write_batch(
-    fd: int, batch: list[Placement], sources: Mapping[str, Readable]
+    fd: int, batch: list[Placement], sources: Mapping[str, Readable], progress: Progress | None
 ) -> dict[str, str]:
+    if len(batch) == 1:
+        return {batch[0].key: _write_alone(fd, batch[0], sources, progress)}
     digests: dict[str, str] = {}
     pieces: list[memoryview] = []
     for placement in batch:
-        data = sources[placement.key].read()
-        if data.nbytes != placement.nbytes:
-            # The tensor was resized by another thread since it was planned.
-            raise RuntimeError(f"{placement.key} changed its size while it was saved")
-        digests[placement.key] = xxhash.xxh3_128_hexdigest(data)
-        pieces.append(data)
-    _write_at(fd, pieces[0] if len(pieces) == 1 else memoryview(b"".join(pieces)), batch[0].offset)
+        own = list(sources[placement.key].blocks())
+        check_size(placement.key, placement.nbytes, sum(block.nbytes for block in own))
+        digest = xxhash.xxh3_128()
+        for block in own:
+            digest.update(block)
+        digests[placement.key] = digest.hexdigest()
+        pieces += own
+    write_at(fd, memoryview(b"".join(pieces)), batch[0].offset)
+    if progress is not None:
+        progress(sum(placement.nbytes for placement in batch))
     return digests
 
 
-def _write_at(fd: int, data: memoryview, offset: int) -> None:
+def _write_alone(
+    fd: int, placement: Placement, sources: Mapping[str, Readable], progress: Progress | None
+) -> str:
+    digest = xxhash.xxh3_128()
+    done = 0
+    for block in sources[placement.key].blocks():
+        if done + block.nbytes <= placement.nbytes:  # never into the neighbour's bytes
+            write_at(fd, block, placement.offset + done)
+        digest.update(block)
+        done += block.nbytes
+        if progress is not None:
+            progress(block.nbytes)
+    check_size(placement.key, placement.nbytes, done)
+    return digest.hexdigest()
+
+
+def check_size(key: str, planned: int, given: int) -> None:
+    """Raises RuntimeError where a source gives another number of bytes than was planned."""
+    if given != planned:
+        # The tensor was resized by another thread since it was planned.
+        raise RuntimeError(f"{key} changed its size while it was saved")
+
+
+def write_at(fd: int, data: memoryview, offset: int) -> None:
     """All of `data` at `offset`, however many system calls that takes."""
     done, step = 0, limits().chunk_bytes
     while done < len(data):

@@ -70,7 +70,8 @@ def _by_content(path: str, head: bytes, tail: bytes, size: int) -> Kind | None:
         return "torch-legacy"
     if _is_tar(head):
         return _name_tar(path, head, size)
-    if head[0] == 0x80 and len(head) > 1 and 2 <= head[1] <= 5:
+    pickled = head[0] == 0x80 and len(head) > 1 and 2 <= head[1] <= 5
+    if pickled and not _has_json_of_length(head):
         return None if directories.is_dcp_metadata(head) else "pickle"
     if is_safetensors(head, size):
         return "safetensors"
@@ -90,6 +91,12 @@ def is_safetensors(head: bytes, size: int) -> bool:
         return fits
     plain = all(32 <= byte < 127 or byte in b"\t\r\n" for byte in head[:8])
     return text.startswith(b"{") and not plain
+
+
+def _has_json_of_length(head: bytes) -> bool:
+    """A header of 640 or 896 bytes, say, has a length that begins like a pickle: 80 02 00 00 …"""
+    length = int.from_bytes(head[:8], "little")
+    return 0 < length <= limits().header_bytes and head[8:].lstrip(b" \t\r\n").startswith(b"{")
 
 
 def _is_tar(head: bytes) -> bool:

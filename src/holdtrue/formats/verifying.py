@@ -9,10 +9,15 @@ from collections.abc import Callable, Iterator
 import xxhash
 from msgspec.structs import replace
 
-from holdtrue.errors import HoldtrueError
+from holdtrue.errors import DamageError, HoldtrueError, fail
 from holdtrue.findings import Finding, Report, report
 from holdtrue.formats.pieces import reach
-from holdtrue.formats.tensor_bytes import digest_mismatch, element_bytes, storage_chunks
+from holdtrue.formats.tensor_bytes import (
+    Bytes,
+    digest_mismatch,
+    element_bytes,
+    storage_chunks,
+)
 from holdtrue.formats.tree_walk import each_node
 from holdtrue.formats.view import LazyTensor, Piece, Storage, View
 from holdtrue.formats.zip_archive import read_directory, storage_of
@@ -57,23 +62,30 @@ def check_storage(storage: Storage, progress: Progress | None = None) -> Finding
     """
     if storage.inline is not None:
         return None
-    crc, digest = 0, xxhash.xxh3_128()
     proof = storage.crc32 is not None or storage.digest is not None
     try:
-        for block in storage_chunks(storage if proof else _last_byte(storage)):
-            if storage.crc32 is not None:
-                crc = zlib.crc32(block.data, crc)
-            if storage.digest is not None:
-                digest.update(block.data)
+        for block in proven_chunks(storage if proof else _last_byte(storage)):
             if progress is not None:
                 progress(len(block))
     except HoldtrueError as error:
         return error.report.findings[0]
-    if storage.crc32 is not None and crc != storage.crc32:
-        return _crc_mismatch(f"{storage.file}: {storage.key}", crc, storage.crc32)
-    if storage.digest is not None and digest.hexdigest() != storage.digest:
-        return digest_mismatch(storage)
     return None
+
+
+def proven_chunks(storage: Storage) -> Iterator[Bytes]:
+    """`storage_chunks`, and at its end a DamageError where the CRC or the digest does not hold."""
+    crc, digest = 0, xxhash.xxh3_128()
+    for block in storage_chunks(storage):
+        if storage.crc32 is not None:
+            crc = zlib.crc32(block.data, crc)
+        if storage.digest is not None:
+            digest.update(block.data)
+        yield block
+    if storage.crc32 is not None and crc != storage.crc32:
+        wrong = _crc_mismatch(f"{storage.file}: {storage.key}", crc, storage.crc32)
+        raise fail(DamageError, storage.file, wrong)
+    if storage.digest is not None and digest.hexdigest() != storage.digest:
+        raise fail(DamageError, storage.file, digest_mismatch(storage))
 
 
 def missing_bytes(piece: Piece, itemsize: int) -> int:

@@ -301,10 +301,11 @@ def _named(kind: str, node: dict[str, Any], d: Decoding, live: Any, path: str, d
 def _object(node: dict[str, Any], d: Decoding, live: Any, path: str, depth: int) -> Any:
     name, via = _name(node["class"], path), node["via"]
     args = tuple(_fill_list([], node.get("args", []), d, None, path, depth))
+    kwargs = _decode(node.get("kwargs", {}), d, None, path, depth + 1)
     target = live if class_name(type(live)) == name and _can_become(live, args) else None
     if target is not None and not _take(target, d):
         target = None
-    made = None if target is not None else _new(find_class(name, d.agreed), via, args)
+    made = None if target is not None else _new(find_class(name, d.agreed), via, args, kwargs)
     if target is not None or made is not None:
         _share(node, d, made if target is None else target)
     state = _decode(node.get("state"), d, _peer_state(target, via), path, depth + 1)
@@ -316,7 +317,7 @@ def _object(node: dict[str, Any], d: Decoding, live: Any, path: str, depth: int)
         set_state(made, via, state, items)
         return made
     d.unmatched.append((path, name))
-    return Record(class_name=name, args=args, state=state, items=items)
+    return Record(class_name=name, args=args, kwargs=kwargs, state=state, items=items)
 
 
 def _can_become(live: Any, args: tuple[Any, ...]) -> bool:
@@ -325,12 +326,12 @@ def _can_become(live: Any, args: tuple[Any, ...]) -> bool:
     return not fixed or args == tuple(live.__getnewargs__())
 
 
-def _new(cls: Any, via: str, args: tuple[Any, ...]) -> Any:
+def _new(cls: Any, via: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     """An object of a trusted class that waits for its state; None where none can be made."""
     if cls is None:
         return None
     if via != "state_dict":
-        return cls.__new__(cls, *args)
+        return cls.__new__(cls, *args, **kwargs)
     # load_state_dict belongs to an object that has been constructed.
     try:
         inspect.signature(cls).bind()

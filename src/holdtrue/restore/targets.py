@@ -14,6 +14,7 @@ from holdtrue.findings import Finding
 from holdtrue.records.manifest import Part
 from holdtrue.records.parts import ModuleState, OptimizerState
 from holdtrue.records.trust import class_name
+from holdtrue.restore.architecture import plan_architecture
 from holdtrue.restore.fresh import Fresh, unusable
 from holdtrue.restore.module import plan_module
 from holdtrue.restore.optimizer import plan_optimizer
@@ -71,6 +72,7 @@ def _plan_part(
     try:
         if part.kind == "module" and isinstance(target, nn.Module):
             state = msgspec.convert(part.state, ModuleState)
+            plan_architecture(name, part.architecture, target, plan)
             plan_module(name, state, target, plan, tensors, held)
         elif part.kind == "optimizer" and has_own_state(target):
             kept = msgspec.convert(part.state, OptimizerState)

@@ -2,7 +2,7 @@
 
 import logging
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal, Self
@@ -81,17 +81,19 @@ class Run:
         self._prune()
         return saved
 
-    def resume(self) -> int:
+    def resume(self, *, allow: Iterable[str] = ()) -> int:
         """Restore every part, and the random states, from the newest checkpoint that is whole.
 
         Returns the next step: 0 when there is nothing to resume from. A damaged checkpoint is
         passed over, which is logged and in `.report`. Raises RestoreError when the parts do not
-        fit, and DamageError when no checkpoint is whole; nothing has been changed then.
+        fit, and DamageError when no checkpoint is whole; nothing has been changed then. `allow`
+        accepts differences by their finding codes, as in `Checkpoint.restore`.
         """
+        accepted = tuple(allow)
         passed: list[HoldtrueError] = []
         for step, path in reversed(steps(self.path).items()):
             try:
-                self.report = open_checkpoint(path).restore(rng=True, **self.parts)
+                self.report = open_checkpoint(path).restore(rng=True, allow=accepted, **self.parts)
             except (DamageError, OpenError) as error:
                 _log.warning("step %d is passed over, it is damaged:%s", step, error)
                 passed.append(error)

@@ -49,6 +49,28 @@ def publish(target: Path, *, replace: bool = False) -> Iterator[Path]:
             area.rmdir()
 
 
+@contextlib.contextmanager
+def publish_file(target: Path, *, replace: bool = False) -> Iterator[Path]:
+    """`publish` for one file: yields the path to write it at; the block fsyncs what it writes."""
+    parent = target.absolute().parent
+    _make_directories(parent)
+    if not replace and os.path.lexists(target):
+        raise FileExistsError(str(target))
+    area = parent / STAGING
+    area.mkdir(exist_ok=True)
+    staged = area / f"{target.name}.{_owner()}.{uuid4().hex[:8]}"
+    try:
+        yield staged
+        staged.replace(target)
+        sync_directory(parent)
+    except BaseException:
+        staged.unlink(missing_ok=True)
+        raise
+    finally:
+        with contextlib.suppress(OSError):
+            area.rmdir()
+
+
 def _exchange(staged: Path, target: Path, area: Path) -> None:
     """Put `staged` in the place of `target`. Between the renames both are whole, under `area`."""
     aside = area / f"{target.name}.replaced.{uuid4().hex[:8]}"
@@ -81,7 +103,10 @@ def clear_leftovers(parent: Path) -> list[str]:
     for staged in sorted(area.iterdir()) if area.is_dir() else ():
         host, _, pid = _owner_of(staged.name).rpartition("-")
         if host == _host() and pid.isdecimal() and not _lives(int(pid)):
-            shutil.rmtree(staged, ignore_errors=True)
+            if staged.is_dir():
+                shutil.rmtree(staged, ignore_errors=True)
+            else:
+                staged.unlink(missing_ok=True)
             removed.append(staged.name)
     with contextlib.suppress(OSError):
         area.rmdir()

@@ -1,0 +1,62 @@
+"""Why something could not be written, as findings."""
+
+import errno
+import shutil
+from pathlib import Path
+
+from holdtrue.errors import SaveError, fail
+from holdtrue.findings import Finding
+
+
+def already_exists(target: Path) -> Finding:
+    """The finding for a name that is taken."""
+    return Finding(
+        code="already-exists",
+        severity="error",
+        where=str(target),
+        what="there is something under this name already",
+        why="what exists under a name never changes by itself, so that a reader can rely on it",
+        fix="choose another path, or replace it: overwrite=True (--overwrite)",
+    )
+
+
+def not_written(target: Path, error: OSError, needed: int) -> SaveError:
+    """The error for what the file system refused; `needed` is the size of all that was to come."""
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        code, what = "disk-full", "the disk is full"
+        fix = "free some space, then try again; what was to be saved is untouched"
+    elif error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+        code, what = "permission-denied", "the directory may not be written to"
+        fix = f"chmod u+rwx {target.absolute().parent}, or save somewhere else"
+    elif isinstance(error, FileExistsError):
+        return fail(SaveError, str(target), already_exists(target))
+    elif error.errno == errno.ENOTDIR:
+        code, what = "not-a-directory", "a file stands where a directory is needed"
+        fix = "choose another path"
+    else:
+        code, what = "write-failed", "the disk would not take it"
+        fix = "check the disk, then try again; what was to be saved is untouched"
+    free = _free_bytes(target)
+    return fail(
+        SaveError,
+        str(target),
+        Finding(
+            code=code,
+            severity="error",
+            where=error.filename or str(target),
+            what=f"not saved: {what}",
+            why=f"the system says: {error.strerror or error}; needed {needed:,} bytes"
+            + (f", free {free:,}" if free is not None else "")
+            + ". What was saved before is unchanged",
+            fix=fix,
+        ),
+    )
+
+
+def _free_bytes(target: Path) -> int | None:
+    for place in (target, *target.absolute().parents):
+        try:
+            return shutil.disk_usage(place).free
+        except OSError:
+            continue
+    return None
