@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import msgspec
 from torch import nn
@@ -11,6 +12,7 @@ from holdtrue.capture.module import unwrap
 from holdtrue.capture.recipe import Candidate, candidates
 from holdtrue.capture.recipe_nodes import RecipeEncoder
 from holdtrue.errors import RestoreError
+from holdtrue.records.architecture import Architecture
 from holdtrue.records.manifest import Part
 from holdtrue.records.recipe import Rebuild, Recipe
 from holdtrue.records.trust import Trust
@@ -40,11 +42,27 @@ def rebuild(module: nn.Module) -> Rebuild:
 def with_recipes(parts: Mapping[str, Part], live: Mapping[str, Any]) -> dict[str, Part]:
     """The parts, those that are modules with what is known of how to build them."""
     return {
-        name: msgspec.structs.replace(part, rebuild=rebuild(live[name]))
+        name: msgspec.structs.replace(part, rebuild=_known(live[name], part.architecture))
         if part.kind == "module"
         else part
         for name, part in parts.items()
     }
+
+
+# A proof takes as long as building the model, and a run saves one model many times.
+_proved: WeakKeyDictionary[nn.Module, tuple[Architecture, Rebuild]] = WeakKeyDictionary()
+
+
+def _known(module: nn.Module, architecture: Architecture | None) -> Rebuild:
+    """What was found at an earlier save, while the module is described as it was then."""
+    earlier = _proved.get(module)
+    if earlier is not None and earlier[0] == architecture:
+        return earlier[1]
+    found = rebuild(module)
+    # Values set after the constructor may be some that the description only mentions.
+    if architecture is not None and not (found.recipe and found.recipe.attributes):
+        _proved[module] = architecture, found
+    return found
 
 
 def _prove(module: nn.Module, found: Candidate) -> tuple[Recipe | None, str]:
