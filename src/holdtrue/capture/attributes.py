@@ -171,12 +171,15 @@ def _content(value: Any) -> dict[str, Any] | None:
     A tokenizer, a trainer or a lock says nothing of the function, and may hold half the process.
     """
     cls = type(value)
-    if is_dataclass(value):
-        return {f.name: getattr(value, f.name, None) for f in fields(value)}
+    # Before dataclasses, which transformers' configs are from version 5 on.
     if any(c.__name__ in ("PretrainedConfig", "PreTrainedConfig") for c in cls.__mro__):
         held = {k: v for k, v in vars(value).items() if k not in _VOLATILE}
+        # A tuple comes back from a config file as a list.
+        held = {k: list(v) if type(v) is tuple else v for k, v in held.items()}
         return {k.removeprefix("_") if k == "_attn_implementation_internal" else k: v
                 for k, v in held.items()}  # fmt: skip
+    if is_dataclass(value):
+        return {f.name: getattr(value, f.name, None) for f in fields(value)}
     if isinstance(value, types.SimpleNamespace) or cls.__name__ in (
         "Namespace",
         "GenerationConfig",

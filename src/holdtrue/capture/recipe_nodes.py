@@ -104,7 +104,10 @@ class RecipeEncoder(ValueEncoder):
         if isinstance(value, _FUNCTIONS):
             return self._named_function(value, path)
         if is_config(value):
-            values = self._encode(value.to_dict(), path, depth + 1, True)
+            said = value.to_dict()
+            if vars(value).get("transformers_version") is None:
+                said.pop("transformers_version", None)  # added by to_dict itself
+            values = self._encode(said, path, depth + 1, True)
             return {TAG: "config", "v": {"class": self.name(type(value)), "values": values}}
         if isinstance(value, type):
             return {TAG: "class", "v": self.name(value)}
