@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from holdtrue.capture.attributes import Attributes
 from holdtrue.capture.forward_code import Forward, forward_of
-from holdtrue.capture.module import entries, walk
+from holdtrue.capture.module import entries, names_of_own_state, walk
 from holdtrue.capture.raw import dtype_name
 from holdtrue.capture.source_code import (
     SourceCode,
@@ -113,10 +113,11 @@ class _Describing:
 
     def _attributes(self, cls: type, module: nn.Module) -> dict[str, Any]:
         installed = is_installed(cls)
+        restored = names_of_own_state(module)  # state, which a restore puts back
         mentioned = self._classes[cls].names
         found = {}
         for name, value in vars(module).items():
-            if name in _INTERNALS:
+            if name in _INTERNALS or name in restored:
                 continue
             # An underscore in library code means that it follows from the rest.
             hidden = (

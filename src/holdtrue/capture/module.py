@@ -4,7 +4,7 @@ Parameters and buffers are taken from the modules themselves, not from `state_di
 out non-persistent buffers, and its hooks may rename or drop what is really there.
 """
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from typing import Any
 
 from msgspec import Struct
@@ -159,6 +159,18 @@ def own_state(state: Any) -> Any:
     if not isinstance(state, dict):
         return state
     return {k: v for k, v in state.items() if k not in INTERNALS and not isinstance(v, nn.Module)}
+
+
+def names_of_own_state(module: nn.Module) -> Collection[str]:
+    """The attributes that a class's own `__getstate__` keeps; all, where it gives no dict."""
+    if not has_getstate(module):
+        return ()
+    try:
+        taken: Any = module
+        state = own_state(taken.__getstate__())
+    except Exception:  # the module's own code; the save itself says so
+        return ()
+    return state.keys() if isinstance(state, dict) else vars(module).keys()
 
 
 def restored_state(module: nn.Module, state: Any) -> Any:
