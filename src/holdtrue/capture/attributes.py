@@ -39,7 +39,7 @@ _ABSOLUTE = re.compile(r"(~?/[^\s:]*/|[A-Za-z]:[\\/]|\\\\)\S*\Z")
 _FUNCTIONS = (types.FunctionType, types.BuiltinFunctionType, types.MethodType, np.ufunc)
 # What a transformers config says of where and by whom it was made.
 _VOLATILE = frozenset({"_name_or_path", "name_or_path", "transformers_version", "_commit_hash",
-                       "architectures", "torch_dtype", "dtype"})  # fmt: skip
+                       "architectures", "torch_dtype", "dtype", "model_type"})  # fmt: skip
 
 
 class Attributes:
