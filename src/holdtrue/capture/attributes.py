@@ -176,8 +176,8 @@ def _content(value: Any) -> dict[str, Any] | None:
         held = {k: v for k, v in vars(value).items() if k not in _VOLATILE}
         # A tuple comes back from a config file as a list.
         held = {k: list(v) if type(v) is tuple else v for k, v in held.items()}
-        return {k.removeprefix("_") if k == "_attn_implementation_internal" else k: v
-                for k, v in held.items()}  # fmt: skip
+        kernel = "_attn_implementation_internal"
+        return {"attn_implementation" if k == kernel else k: v for k, v in held.items()}
     if is_dataclass(value):
         return {f.name: getattr(value, f.name, None) for f in fields(value)}
     if isinstance(value, types.SimpleNamespace) or cls.__name__ in (
