@@ -22,7 +22,11 @@ from holdtrue.records.architecture import Architecture, ClassRecord, Kind, Tenso
 from holdtrue.records.syntax_tree import tree_hash
 from holdtrue.records.trust import class_name
 
-_INTERNALS = frozenset(vars(nn.Module())) | {"_is_full_backward_hook", "_compiled_call_impl"}
+_INTERNALS = frozenset(vars(nn.Module())) | {
+    "_is_full_backward_hook",
+    "_compiled_call_impl",
+    "_holdtrue_arguments",  # in the recipe
+}
 _HOOKS = {
     "_forward_pre_hooks": "forward_pre",
     "_forward_hooks": "forward",

@@ -40,7 +40,7 @@ _ABSOLUTE = re.compile(r"(~?/[^\s:]*/|[A-Za-z]:[\\/]|\\\\)\S*\Z")
 _FUNCTIONS = (types.FunctionType, types.BuiltinFunctionType, types.MethodType, np.ufunc)
 # What a transformers config says of where and by whom it was made.
 _VOLATILE = frozenset({"_name_or_path", "name_or_path", "transformers_version", "_commit_hash",
-                       "architectures", "torch_dtype", "dtype"})  # fmt: skip
+                       "architectures", "torch_dtype", "dtype", "model_type"})  # fmt: skip
 
 
 class Attributes:
@@ -172,12 +172,15 @@ def _content(value: Any) -> dict[str, Any] | None:
     A tokenizer, a trainer or a lock says nothing of the function, and may hold half the process.
     """
     cls = type(value)
-    if is_dataclass(value):
-        return {f.name: getattr(value, f.name, None) for f in fields(value)}
+    # Before dataclasses, which transformers' configs are from version 5 on.
     if any(c.__name__ in ("PretrainedConfig", "PreTrainedConfig") for c in cls.__mro__):
         held = {k: v for k, v in vars(value).items() if k not in _VOLATILE}
-        return {k.removeprefix("_") if k == "_attn_implementation_internal" else k: v
-                for k, v in held.items()}  # fmt: skip
+        # A tuple comes back from a config file as a list.
+        held = {k: list(v) if type(v) is tuple else v for k, v in held.items()}
+        kernel = "_attn_implementation_internal"
+        return {"attn_implementation" if k == kernel else k: v for k, v in held.items()}
+    if is_dataclass(value):
+        return {f.name: getattr(value, f.name, None) for f in fields(value)}
     if isinstance(value, types.SimpleNamespace) or cls.__name__ in (
         "Namespace",
         "GenerationConfig",

@@ -61,6 +61,12 @@ def layers(module: nn.Module) -> Iterator[nn.Module]:
         module = wrapped
 
 
+def unwrap(module: nn.Module) -> nn.Module:
+    """The module inside any known wrappers."""
+    *_, inner = layers(module)
+    return inner
+
+
 def walk(
     module: nn.Module, path: str = "", *, wrappers: bool = False
 ) -> Iterator[tuple[str, nn.Module]]:
@@ -144,7 +150,8 @@ def has_getstate(module: nn.Module) -> bool:
     return not library and hasattr(cls, "__setstate__")
 
 
-INTERNALS = frozenset(vars(nn.Module())) | {"_is_full_backward_hook"}
+# What torch keeps on a module for itself, and `holdtrue.buildable` for the recipe.
+INTERNALS = frozenset(vars(nn.Module())) | {"_is_full_backward_hook", "_holdtrue_arguments"}
 
 
 def own_state(state: Any) -> Any:

@@ -13,6 +13,7 @@ from holdtrue.capture.architecture import capture_architecture
 from holdtrue.capture.loader import capture_loader, is_plain_loader
 from holdtrue.capture.module import capture_module, entries
 from holdtrue.capture.optimizer import capture_optimizer
+from holdtrue.capture.probe import PROBE, capture_probe
 from holdtrue.capture.rng import capture_rng, sources
 from holdtrue.capture.tensors import Source, TensorSet, finish, tensor_set
 from holdtrue.capture.values import ValueEncoder
@@ -47,8 +48,10 @@ def known_tensors(parts: Mapping[str, Any]) -> dict[int, str]:
     return known
 
 
-def capture(parts: Mapping[str, Any]) -> Captured:
-    """Read the state of every part, and the random states. Findings say what cannot be kept."""
+def capture(parts: Mapping[str, Any], probe: Any = None) -> Captured:
+    """Read the state of every part, the random states, and what the probe's inputs give.
+
+    Findings say what cannot be kept."""
     captured = Captured({}, {}, {}, [], {})
     known = known_tensors(parts)
     # First, and put back: a loader that is asked for its state may draw random numbers, and a save
@@ -61,6 +64,12 @@ def capture(parts: Mapping[str, Any]) -> Captured:
         _gather(captured, into)
         if isinstance(value, nn.Module):
             _add_architecture(captured, name, value)
+    if probe is not None:
+        into = tensor_set(PROBE)
+        answered = capture_probe(probe, parts, into)
+        if answered is not None:
+            captured.parts[PROBE] = answered
+        _gather(captured, into)
     for source, state in before.values():
         source.set(state)
     captured.parts[RNG] = rng

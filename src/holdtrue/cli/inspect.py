@@ -11,6 +11,7 @@ from rich.text import Text
 from holdtrue.checkpoint import Checkpoint, foreign_parts
 from holdtrue.checkpoint import open as open_checkpoint
 from holdtrue.cli.facts import heading, origin, waste, would_run
+from holdtrue.cli.origins import can_be_built
 from holdtrue.cli.render import counted, show_json, size, stdout, styled_finding
 from holdtrue.cli.source import architecture_lines, source_texts
 from holdtrue.cli.subtrees import Leaf, rows
@@ -47,6 +48,9 @@ def command(path: str, everything: bool, source: bool, json: bool) -> None:
     for name, value in _parts(checkpoint).items():
         console.print()
         console.print(_part(checkpoint, name, value, leaves.get(name, {}), most))
+        line = can_be_built(checkpoint.manifest.parts[name]) if checkpoint.manifest else ""
+        if line:
+            console.print(Text("  " + line, style="dim"))
     for block in (waste(checkpoint), would_run(checkpoint)):
         if block is not None:
             console.print()
@@ -101,6 +105,15 @@ def _kind(checkpoint: Checkpoint, name: str, value: Any) -> str:
     return value.class_name if isinstance(value, Record) else type(value).__name__
 
 
+def _built(checkpoint: Checkpoint, name: str) -> dict[str, Any]:
+    """For a module: whether and how it can be built again."""
+    part = checkpoint.manifest.parts[name] if checkpoint.manifest else None
+    if part is None or part.rebuild is None:
+        return {}
+    recipe = part.rebuild.recipe
+    return {"buildable": recipe is not None, "how": can_be_built(part)}
+
+
 def _architecture(checkpoint: Checkpoint, name: str) -> Any:
     part = checkpoint.manifest.parts[name] if checkpoint.manifest else None
     return msgspec.to_builtins(part.architecture) if part else None
@@ -143,6 +156,7 @@ def _as_json(checkpoint: Checkpoint) -> dict[str, Any]:
             name: {
                 "kind": _kind(checkpoint, name, value),
                 "architecture": _architecture(checkpoint, name),
+                **_built(checkpoint, name),
             }
             for name, value in _parts(checkpoint).items()
         },

@@ -34,7 +34,8 @@ _SAME_FUNCTION = frozenset({"inplace", "gradient_checkpointing", "use_cache", "s
 _NO_FUNCTION = frozenset({"id2label", "label2id", "problem_type", "initializer_range",
                           "initializer_factor", "task_specific_params", "tokenizer_class",
                           "finetuning_task", "bos_token_id", "eos_token_id",
-                          "transformers_weights"})  # fmt: skip
+                          "transformers_weights", "use_timm_backbone",
+                          "use_pretrained_backbone"})  # fmt: skip
 
 
 class Difference(Struct, frozen=True):

@@ -15,6 +15,8 @@ from holdtrue.errors import DamageError, HoldtrueError, OpenError, fail
 from holdtrue.findings import Finding
 from holdtrue.limits import limits
 from holdtrue.records.architecture import Architecture
+from holdtrue.records.environment import Environment
+from holdtrue.records.recipe import Rebuild
 
 FORMAT = "holdtrue"
 VERSION = 1
@@ -83,18 +85,7 @@ class Part(Struct, frozen=True, kw_only=True, omit_defaults=True):
     class_name: str | None = None
     state: Any = None
     architecture: Architecture | None = None  # of a module
-
-
-class Environment(Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """What wrote the checkpoint, as far as loading or exact resuming may depend on it."""
-
-    holdtrue: str = ""
-    python: str = ""
-    torch: str | None = None
-    numpy: str | None = None
-    platform: str = ""
-    threads: int | None = None
-    accelerators: tuple[str, ...] = ()
+    rebuild: Rebuild | None = None  # of a module: its recipe, or why there is none
 
 
 class Ranking(Struct, frozen=True, kw_only=True):

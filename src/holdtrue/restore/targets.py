@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from holdtrue.capture.parts import RNG, has_own_state, known_tensors
+from holdtrue.capture.probe import PROBE
 from holdtrue.findings import Finding
 from holdtrue.records.manifest import Part
 from holdtrue.records.parts import ModuleState, OptimizerState
@@ -45,7 +46,11 @@ def plan_restore(
     _check_patterns(choice, parts, plan)
     if rng and RNG in parts:
         plan_rng(parts[RNG], plan, tensors)
-    left = [name for name in parts if name not in targets and (name != RNG or not rng)]
+    left = [
+        name
+        for name, part in parts.items()
+        if name not in targets and (name != RNG or not rng) and part.kind != PROBE
+    ]
     if left:
         plan.found(grouped("parts-left", "note", "parts of the file were not asked for", left))
     return plan

@@ -31,11 +31,18 @@ class Run:
     """
 
     def __init__(
-        self, path: str | os.PathLike[str], /, *, keep: Keep | None = None, **parts: Any
+        self,
+        path: str | os.PathLike[str],
+        /,
+        *,
+        keep: Keep | None = None,
+        probe: Any = None,
+        **parts: Any,
     ) -> None:
         self.path = Path(path)
         self.keep = keep or Keep()
         self.parts = parts
+        self.probe = probe  # inputs for `save`, see there
         self.report: Report | None = None  # of the last resume
         self._manifests: dict[int, Manifest] = {}
         for name in clear_leftovers(self.path):
@@ -68,7 +75,9 @@ class Run:
         if isinstance(step, bool) or not isinstance(step, int) or step < 0:
             raise fail(SaveError, str(self.path), _bad_step(step))
         target = self.path / step_name(step)
-        saved = write_checkpoint(target, self.parts, step, metrics, self.keep.ranking)
+        saved = write_checkpoint(
+            target, self.parts, step, metrics, self.keep.ranking, probe=self.probe
+        )
         self._prune()
         return saved
 
