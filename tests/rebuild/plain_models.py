@@ -337,8 +337,11 @@ MODELS: dict[str, Row] = {
 
 def table() -> str:
     """The rows as a Markdown table, for the documentation."""
-    ways = {"signature": "yes, from its attributes", "buildable": "yes, from the recorded arguments",
-            "hparams": "yes, from `hparams`"}  # fmt: skip
+    ways = {
+        "signature": "yes, from its attributes",
+        "buildable": "yes, from the recorded arguments",
+        "hparams": "yes, from `hparams`",
+    }
     rows = [f"| {name} | {ways.get(way, 'no, and says why')} |" for name, (_, _, way) in
             MODELS.items()]  # fmt: skip
     return "\n".join(["| model | built again |", "|---|---|", *rows])

@@ -1,4 +1,4 @@
-"""A file never causes an import or a call: recipes that were forged, each with a harmless canary."""
+"""A file never causes an import or a call: forged recipes, each with a harmless canary."""
 
 import sys
 from pathlib import Path
@@ -48,7 +48,7 @@ def build(name, *args, **kwargs):
 LINEAR = build("torch.nn.modules.linear.Linear", 2, 2)
 TOUCH = "touch $HOLDTRUE_CANARY"
 
-# What a forged recipe names as a module or as an argument → the finding, when the package is trusted
+# What a forged recipe names as a module → the finding, when the package is trusted
 CALLS = {
     "os.system": (build("os.system", TOUCH), "class-not-trusted"),
     "posix.system": (build("posix.system", TOUCH), "class-not-trusted"),

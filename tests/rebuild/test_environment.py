@@ -166,9 +166,13 @@ def test_no_environment_variables_are_kept(tmp_path, monkeypatch):
     assert b"a-value-that-is-nowhere-else" not in (tmp_path / "c/manifest.json").read_bytes()
 
 
-HERE = Environment(torch="2.13.0+cpu", platform="linux-x86_64", threads=4,
-                   build=Build(capability="AVX512"), flags={"deterministic": True,
-                                                            "matmul_precision": "highest"})  # fmt: skip
+HERE = Environment(
+    torch="2.13.0+cpu",
+    platform="linux-x86_64",
+    threads=4,
+    build=Build(capability="AVX512"),
+    flags={"deterministic": True, "matmul_precision": "highest"},
+)
 CHANGES = {
     "torch": replace(HERE, torch="2.12.0"),
     "threads": replace(HERE, threads=8),
@@ -233,7 +237,12 @@ def test_inspect_shows_the_origin(repository, monkeypatch):
     program = (
         "import sys; sys.argv=['holdtrue','inspect','c']\nfrom holdtrue.cli import main; main()"
     )
-    done = subprocess.run([sys.executable, "-c", program], cwd=place, capture_output=True,
-                          text=True, env={"PYTHONPATH": source, "PATH": "/usr/bin:/bin"})  # fmt: skip
+    done = subprocess.run(
+        [sys.executable, "-c", program],
+        cwd=place,
+        capture_output=True,
+        text=True,
+        env={"PYTHONPATH": source, "PATH": "/usr/bin:/bin"},
+    )
     assert f"commit {made.git.commit[:12]} on trunk, with changes, diff of" in done.stdout
     assert f"ran train.py --token '{MASK}'" in done.stdout

@@ -200,9 +200,17 @@ def test_large_inputs_and_outputs_are_kept_as_digests(keep, inputs):
     assert "by how much is not known" in finding(report).what
 
 
-@pytest.mark.parametrize("probe", [torch.ones(3, 5), {"nothing": 1}, (), object(),
-                                   holdtrue.Probe(torch.ones(3, 4), part="absent"),
-                                   holdtrue.Probe(torch.ones(3, 4), preprocess="absent")])  # fmt: skip
+@pytest.mark.parametrize(
+    "probe",
+    [
+        torch.ones(3, 5),
+        {"nothing": 1},
+        (),
+        object(),
+        holdtrue.Probe(torch.ones(3, 4), part="absent"),
+        holdtrue.Probe(torch.ones(3, 4), preprocess="absent"),
+    ],
+)
 def test_a_probe_that_does_not_run_fails_the_save(keep, probe, tmp_path):
     with pytest.raises(holdtrue.SaveError) as caught:
         keep(Net(), probe)

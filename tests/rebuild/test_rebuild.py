@@ -168,9 +168,9 @@ def test_other_parts_are_not_built(keep):
 def test_inspect_says_whether(keep, capsys, monkeypatch):
     from holdtrue.cli import main
 
-    for model, said in ((Block(4), "can be built from its constructor's arguments, trusting "
-                         "plain_models.Block"),
-                        (Silent(4), "cannot be built without its code: Silent takes 'width'")):  # fmt: skip
+    built = "can be built from its constructor's arguments, trusting plain_models.Block"
+    refused = "cannot be built without its code: Silent takes 'width'"
+    for model, said in ((Block(4), built), (Silent(4), refused)):
         checkpoint = keep(model)
         monkeypatch.setattr(sys, "argv", ["holdtrue", "inspect", str(checkpoint.path)])
         with pytest.raises(SystemExit):
@@ -202,19 +202,23 @@ def test_a_state_dict_says_that_it_is_none(tmp_path):
 
 
 PEAK = """
-import resource, sys, torch, holdtrue
+import sys, torch, holdtrue
 from torch import nn
 torch.set_num_threads(1)
-def peak(): return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+def status(field):
+    line = next(l for l in open("/proc/self/status") if l.startswith(field + ":"))
+    return int(line.split()[1]) * 1024
 warm = nn.Sequential(nn.Linear(4, 4))
 holdtrue.save(sys.argv[1] + "-warm", model=warm)
 holdtrue.open(sys.argv[1] + "-warm").build()
-before = peak()
+open("/proc/self/clear_refs", "w").write("5")  # the peak starts anew
+before = status("VmRSS")
 model = holdtrue.open(sys.argv[1]).build()
-print(peak() - before, sum(p.numel() * 4 for p in model.parameters()))
+print(status("VmHWM") - before, sum(p.numel() * 4 for p in model.parameters()))
 """
 
 
+@pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="measured on Linux only")
 def test_peak_memory_is_one_model(tmp_path):
     model = nn.Sequential(*(nn.Linear(2048, 2048) for _ in range(16)))
     holdtrue.save(tmp_path / "large", model=model)
@@ -223,4 +227,4 @@ def test_peak_memory_is_one_model(tmp_path):
     used, size = map(int, out.split())
     assert size == 16 * (2048 * 2048 + 2048) * 4
     # One model and the reading buffers of a few threads; two models would be 2.0.
-    assert used < 1.35 * size, f"{used / size:.2f} models"
+    assert 0.9 * size < used < 1.35 * size, f"{used / size:.2f} models"
