@@ -284,37 +284,60 @@ MODELS: dict[str, Row] = {
     "a function of the caller's module": (lambda: Block(4, act=double), x, "signature"),
     "no bias": (lambda: Block(4, bias=False), x, "signature"),
     "a class as argument, matched with its instance": (
-        lambda: Typed(4, nn.BatchNorm1d), x, "signature"),
+        lambda: Typed(4, nn.BatchNorm1d),
+        x,
+        "signature",
+    ),
     "a dtype argument that is not kept": (lambda: Typed(4, dtype=torch.float64), x, "signature"),
     "layers as *args": (lambda: Stack(Block(4), nn.ReLU(), Stack(Block(4))), x, "signature"),
     "containers in containers": (
-        lambda: nn.Sequential(nn.ModuleDict({"a": nn.ModuleList([Block(4)])}).a[0], nn.ReLU()), x,
-        "signature"),
+        lambda: nn.Sequential(nn.ModuleDict({"a": nn.ModuleList([Block(4)])}).a[0], nn.ReLU()),
+        x,
+        "signature",
+    ),
     "a dataclass, an enum, a named tuple, a namespace": (
-        lambda: Configured(Settings(sizes=[4, 6, 2]), Kind.LARGE, Pair(1, 2),
-                           argparse.Namespace(a=1)), x, "signature"),
+        lambda: Configured(
+            Settings(sizes=[4, 6, 2]), Kind.LARGE, Pair(1, 2), argparse.Namespace(a=1)
+        ),
+        x,
+        "signature",
+    ),
     "a tensor argument that becomes a buffer": (
-        lambda: Weighted(torch.arange(4.0)), x, "signature"),
+        lambda: Weighted(torch.arange(4.0)),
+        x,
+        "signature",
+    ),
     "a recurrent layer": (lambda: Recurrent(4), x, "signature"),
     "torch's transformer": (
         lambda: nn.TransformerEncoder(
-            nn.TransformerEncoderLayer(4, 2, 8, activation="gelu", batch_first=True), 2), x,
-        "signature"),
+            nn.TransformerEncoderLayer(4, 2, 8, activation="gelu", batch_first=True), 2
+        ),
+        x,
+        "signature",
+    ),
     "a small tensor that is registered nowhere": (lambda: Fixed(4), x, "signature"),
     "a lazy layer after its first batch": (lazy, x, "signature"),
     "channels-last weights": (channels_last, image, "signature"),
     "@buildable: modules as *args": (lambda: Built(Block(4), nn.Linear(4, 4)), x, "buildable"),
     "@buildable: **kwargs, modules and values": (
-        lambda: Built(act=nn.GELU, first=Block(4), size=torch.Size([2]), dtype=torch.float16), x,
-        "buildable"),
+        lambda: Built(act=nn.GELU, first=Block(4), size=torch.Size([2]), dtype=torch.float16),
+        x,
+        "buildable",
+    ),
     "@buildable: a partial": (
-        lambda: Built(act=functools.partial(F.leaky_relu, negative_slope=0.3)), x, "buildable"),
+        lambda: Built(act=functools.partial(F.leaky_relu, negative_slope=0.3)),
+        x,
+        "buildable",
+    ),
     "@buildable: a classmethod factory": (Built.small, x, "buildable"),
     "@buildable: a subclass without a constructor": (lambda: Inherits(Block(4)), x, "buildable"),
     "@buildable: one module at two places": (one_module_twice, x, "buildable"),
     "@buildable: one object as two arguments": (shared_settings, x, "buildable"),
     "@buildable around a module that keeps nothing": (
-        lambda: Built(Silent(4)), None, "no: Silent takes 'width'"),
+        lambda: Built(Silent(4)),
+        None,
+        "no: Silent takes 'width'",
+    ),
     "hyper-parameters, as Lightning keeps them": (lambda: LitLike(lr=0.3), x, "hparams"),
     "the head replaced after the constructor": (head_replaced, x, "signature"),
     "settings changed after the constructor": (settings_changed, x, "signature"),
@@ -324,15 +347,21 @@ MODELS: dict[str, Row] = {
     "weights tied after the constructor": (tied_later, x, "signature"),
     "an argument that is kept nowhere": (lambda: Silent(4), None, "no: Silent takes 'width'"),
     "a subclass whose own constructor is not decorated": (
-        lambda: Overrides(4), None, "no: Overrides takes 'size'"),
+        lambda: Overrides(4),
+        None,
+        "no: Overrides takes 'size'",
+    ),
     "a lambda": (lambda: Block(4, act=lambda v: v), None, "no: argument/act"),
-    "a local function": (lambda: Block(4, act=functools.wraps(double)(lambda v: v)), None,
-                         "no: argument/act"),
+    "a local function": (
+        lambda: Block(4, act=functools.wraps(double)(lambda v: v)),
+        None,
+        "no: argument/act",
+    ),
     "weight norm put on after the constructor": (weight_norm, None, "no: a weight was parametr"),
     "a large tensor that is registered nowhere": (Large, None, "no: the model itself: table"),
     "layers in a plain list": (Hidden, None, "no: the model itself: hidden"),
     "a constructor that works once": (Raises, None, "no: "),
-}  # fmt: skip
+}
 
 
 def table() -> str:
@@ -342,6 +371,7 @@ def table() -> str:
         "buildable": "yes, from the recorded arguments",
         "hparams": "yes, from `hparams`",
     }
-    rows = [f"| {name} | {ways.get(way, 'no, and says why')} |" for name, (_, _, way) in
-            MODELS.items()]  # fmt: skip
+    rows = [
+        f"| {name} | {ways.get(way, 'no, and says why')} |" for name, (_, _, way) in MODELS.items()
+    ]
     return "\n".join(["| model | built again |", "|---|---|", *rows])

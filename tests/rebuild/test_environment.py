@@ -23,8 +23,12 @@ from holdtrue.records.environment import Build, Environment
 @pytest.fixture
 def repository(tmp_path):
     def git(*arguments):
-        subprocess.run(["git", "-c", "user.name=a", "-c", "user.email=a@b", *arguments],
-                       cwd=tmp_path, check=True, capture_output=True)  # fmt: skip
+        subprocess.run(
+            ["git", "-c", "user.name=a", "-c", "user.email=a@b", *arguments],
+            cwd=tmp_path,
+            check=True,
+            capture_output=True,
+        )
 
     git("init", "-b", "trunk")
     (tmp_path / "train.py").write_text("lr = 0.1\n")
@@ -62,12 +66,20 @@ def test_what_can_change_is_asked_again():
 
 
 SECRETS = [
-    ["--token", "abc123"], ["--api-key=abc123"], ["--wandb_api_key", "abc123"],
-    ["password=abc123"], ["--db", "postgres://user:abc123@host/db"], ["hf_abc123abc123"],
-    ["sk-abc123abc123abc123abc"], ["AKIAABC123ABC123ABC1"], ["--aws-secret-access-key", "abc123"],
-    ["--header", "Authorization: Bearer abc123abc123"], ["ghp_abc123abc123abc123abc123"],
-    ["--config", '{"api_key": "abc123", "lr": 1}'], ["-hf-token", "abc123"],
-]  # fmt: skip
+    ["--token", "abc123"],
+    ["--api-key=abc123"],
+    ["--wandb_api_key", "abc123"],
+    ["password=abc123"],
+    ["--db", "postgres://user:abc123@host/db"],
+    ["hf_abc123abc123"],
+    ["sk-abc123abc123abc123abc"],
+    ["AKIAABC123ABC123ABC1"],
+    ["--aws-secret-access-key", "abc123"],
+    ["--header", "Authorization: Bearer abc123abc123"],
+    ["ghp_abc123abc123abc123abc123"],
+    ["--config", '{"api_key": "abc123", "lr": 1}'],
+    ["-hf-token", "abc123"],
+]
 
 
 @pytest.mark.parametrize("arguments", SECRETS, ids=lambda a: a[0][:20])
@@ -79,11 +91,22 @@ def test_secrets_are_masked(arguments, figure):
     figure("kinds of secrets masked")
 
 
-@pytest.mark.parametrize("text", [
-    "--tokenizer gpt2", "--max-tokens 512", "--lr=0.1", "--authors me", "runs/digits@best",
-    "--secretary=nobody", "key=value", "https://host/path?x=1", "--passes=20000", "tokens: 12345",
-    "--password --verbose",
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "text",
+    [
+        "--tokenizer gpt2",
+        "--max-tokens 512",
+        "--lr=0.1",
+        "--authors me",
+        "runs/digits@best",
+        "--secretary=nobody",
+        "key=value",
+        "https://host/path?x=1",
+        "--passes=20000",
+        "tokens: 12345",
+        "--password --verbose",
+    ],
+)
 def test_what_is_no_secret_stays(text):
     assert mask(text) == text
     assert list(mask_command(text.split())) == text.split()
@@ -195,8 +218,16 @@ def test_a_resume_is_told_what_changes_bits(what, figure):
 
 
 def test_what_does_not_matter_is_not_told():
-    other = replace(HERE, python="3.99", numpy="9", distributions={"x": "1"}, command=("b.py",),
-                    hostname="h", system="S", interop_threads=3)  # fmt: skip
+    other = replace(
+        HERE,
+        python="3.99",
+        numpy="9",
+        distributions={"x": "1"},
+        command=("b.py",),
+        hostname="h",
+        system="S",
+        interop_threads=3,
+    )
     assert compare_environments(other, HERE, resume=True) == []
 
 
@@ -207,8 +238,12 @@ def test_an_older_torch_is_noted_when_loading():
 
 
 def test_checkpoints_from_before_are_compared_without_complaint():
-    assert compare_environments(Environment(torch=HERE.torch, platform=HERE.platform, threads=4),
-                                HERE, resume=True) == []  # fmt: skip
+    assert (
+        compare_environments(
+            Environment(torch=HERE.torch, platform=HERE.platform, threads=4), HERE, resume=True
+        )
+        == []
+    )
 
 
 def test_a_resume_with_another_number_of_threads_says_so(tmp_path):

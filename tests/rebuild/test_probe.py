@@ -71,17 +71,25 @@ def test_the_same_model_is_bit_equal(keep, inputs, figure):
     figure("probes recomputed")
 
 
-@pytest.mark.parametrize("other", [lambda: Net(F.gelu), lambda: Net(scale=1.001),
-                                   lambda: Net(torch.tanh), lambda: Net().double()],
-                         ids=["activation", "constant", "function", "dtype"])  # fmt: skip
+@pytest.mark.parametrize(
+    "other",
+    [
+        lambda: Net(F.gelu),
+        lambda: Net(scale=1.001),
+        lambda: Net(torch.tanh),
+        lambda: Net().double(),
+    ],
+    ids=["activation", "constant", "function", "dtype"],
+)
 def test_another_function_is_different(keep, inputs, other, figure):
     checkpoint = keep(Net(), inputs)
     target = other()
     given = inputs.to(next(target.parameters()).dtype)
     report = checkpoint.restore(
-        model=target, probe=True if given.dtype == inputs.dtype else given,
+        model=target,
+        probe=True if given.dtype == inputs.dtype else given,
         allow=["architecture-changed", "dtype-changed"],
-    )  # fmt: skip
+    )
     if given.dtype == inputs.dtype:
         assert said(report) == ["probe-different"]
         assert "largest difference" in finding(report).what
@@ -179,8 +187,14 @@ def test_nothing_is_changed_by_a_probe(keep, inputs):
     assert all(p.grad is None for p in model.parameters())
 
 
-@pytest.mark.parametrize("form", [lambda x: (x, True), lambda x: {"x": x, "double": True},
-                                  lambda x: holdtrue.Probe({"x": x}, part="model")])  # fmt: skip
+@pytest.mark.parametrize(
+    "form",
+    [
+        lambda x: (x, True),
+        lambda x: {"x": x, "double": True},
+        lambda x: holdtrue.Probe({"x": x}, part="model"),
+    ],
+)
 def test_forms_of_inputs(keep, inputs, form):
     report = keep(Net(), form(inputs)).restore(model=Net(), probe=True)
     assert said(report) == ["probe-equal"]
@@ -250,12 +264,19 @@ def test_verify_on_the_command_line(tmp_path, inputs):
     )
     model = nn.Sequential(nn.Linear(4, 4), nn.ReLU())
     holdtrue.save(tmp_path / "c", model=model, probe=inputs)
-    for name, status, code in (("made:net", 0, "probe-equal"), ("made:other", 1, "probe-different"),
-                               ("made:absent", 2, "Invalid value")):  # fmt: skip
+    for name, status, code in (
+        ("made:net", 0, "probe-equal"),
+        ("made:other", 1, "probe-different"),
+        ("made:absent", 2, "Invalid value"),
+    ):
         program = f"import sys; sys.argv=['holdtrue','verify','c','--model','{name}']\n"
         program += "from holdtrue.cli import main; main()"
-        done = subprocess.run([sys.executable, "-c", program], cwd=tmp_path, capture_output=True,
-                              text=True, env={**os.environ, "PYTHONPATH": "src:" + os.pathsep.join(
-                                  p for p in sys.path if p)})  # fmt: skip
+        done = subprocess.run(
+            [sys.executable, "-c", program],
+            cwd=tmp_path,
+            capture_output=True,
+            text=True,
+            env={**os.environ, "PYTHONPATH": "src:" + os.pathsep.join(p for p in sys.path if p)},
+        )
         assert done.returncode == status, done.stdout + done.stderr
         assert code in done.stdout + done.stderr

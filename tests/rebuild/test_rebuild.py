@@ -179,11 +179,17 @@ def test_inspect_says_whether(keep, capsys, monkeypatch):
 
 
 def test_whole_pickled_models(tmp_path, figure):
-    for name in ("attributes of the arguments' names", "a functional activation",
-                 "layers as *args", "a recurrent layer", "weights tied after the constructor",
-                 "cast, partly frozen, partly in eval", "channels-last weights",
-                 "an argument that is kept nowhere",
-                 "a dataclass, an enum, a named tuple, a namespace"):  # fmt: skip
+    for name in (
+        "attributes of the arguments' names",
+        "a functional activation",
+        "layers as *args",
+        "a recurrent layer",
+        "weights tied after the constructor",
+        "cast, partly frozen, partly in eval",
+        "channels-last weights",
+        "an argument that is kept nowhere",
+        "a dataclass, an enum, a named tuple, a namespace",
+    ):
         make, inputs, _ = MODELS[name]
         model = make()
         torch.save(model, tmp_path / "m.pt")
