@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import textwrap
+import threading
 import time
 from pathlib import Path
 from typing import Any
@@ -435,3 +436,73 @@ def test_an_overwrite_killed_between_its_renames_can_be_mended(tmp_path: Path) -
     assert word == "mv"
     Path(source).rename(target)
     assert holdtrue.open(tmp_path / "kept")["value"] == 1
+
+
+# -- names and neighbours -------------------------------------------------------------------------
+
+
+def together(act: Any, count: int = 8) -> list[BaseException]:
+    """What is raised where several threads act at once."""
+    raised: list[BaseException] = []
+
+    def guarded(number: int) -> None:
+        try:
+            act(number)
+        except BaseException as error:
+            raised.append(error)
+
+    threads = [threading.Thread(target=guarded, args=(n,)) for n in range(count)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    return raised
+
+
+def test_saves_side_by_side_do_not_pull_the_staging_area_away(tmp_path: Path) -> None:
+    def work(number: int) -> None:
+        for turn in range(60):
+            target = tmp_path / f"{number}-{turn}"
+            with commit.publish(target) as staged:
+                (staged / "a").write_text("a")
+            with commit.publish_file(tmp_path / f"{number}-{turn}.txt") as file:
+                file.write_text("a")
+            commit.remove(target)
+
+    assert together(work) == []
+    assert len(os.listdir(tmp_path)) == 8 * 60
+
+
+def test_removing_what_another_removed_is_fine(tmp_path: Path) -> None:
+    (tmp_path / "gone").mkdir()
+    assert together(lambda _: commit.remove(tmp_path / "gone")) == []
+    assert os.listdir(tmp_path) == []
+
+
+@pytest.mark.parametrize("kind", ["file", "dangling"])
+def test_a_file_where_a_directory_is_needed(kind: str, tmp_path: Path) -> None:
+    place = tmp_path / "place"
+    place.write_text("") if kind == "file" else place.symlink_to("nowhere")
+    for act in (
+        lambda: holdtrue.save(place / "x", value=1),
+        lambda: holdtrue.save(place / "x" / "y", value=1),
+        lambda: small(place).save(1),
+    ):
+        with pytest.raises(holdtrue.SaveError) as caught:
+            act()
+        assert [f.code for f in caught.value.report.errors] == ["not-a-directory"]
+
+
+def test_a_name_as_long_as_the_file_system_takes(tmp_path: Path) -> None:
+    for name in ("x" * 255, "x" * 254 + "y", "é" * 127):
+        holdtrue.save(tmp_path / name, value=name)
+        holdtrue.save(tmp_path / name, value=[name], overwrite=True)
+        assert holdtrue.open(tmp_path / name)["value"] == [name]
+
+
+def test_an_old_copy_is_found_by_its_own_name_only(tmp_path: Path) -> None:
+    for name in ("a[1]", "x" * 200 + "y"):
+        (tmp_path / ".staging").mkdir(exist_ok=True)
+        (tmp_path / ".staging" / f"{commit._stem(name)}.replaced.12345678").mkdir()
+        assert len(commit.put_aside(tmp_path / name)) == 1
+    assert commit.put_aside(tmp_path / ("x" * 200)) == []
