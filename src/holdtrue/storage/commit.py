@@ -174,7 +174,7 @@ def _make_directories(path: Path) -> None:
     """mkdir -p, each new name made durable."""
     missing = []
     while not path.is_dir():
-        if os.path.lexists(path):
+        if os.path.lexists(path) and not path.is_dir():  # it may have been made just now
             raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), str(path))
         missing.append(path)
         path = path.parent
