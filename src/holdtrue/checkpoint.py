@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from holdtrue.engine.read import verify_storages
-from holdtrue.errors import DamageError
+from holdtrue.errors import DamageError, torch_missing
 from holdtrue.findings import Finding, Report, report
 from holdtrue.formats.checkpoint_directory import read_manifest, to_view
 from holdtrue.formats.module_tree import is_module, state_dict
@@ -126,6 +126,8 @@ class Checkpoint:
         Raises RestoreError when something does not fit, and DamageError when bytes on disk are not
         those that were written; either way nothing has been changed.
         """
+        if find_spec("torch") is None:
+            raise torch_missing("restore")
         from torch.optim import Optimizer
 
         from holdtrue.capture.parts import RNG
@@ -150,6 +152,9 @@ class Checkpoint:
         return apply(plan, str(self.path))
 
     def _fresh(self) -> Any:
+        """Key → a new tensor; a NumPy array where there is no torch."""
+        if find_spec("torch") is None:
+            return lambda key: StoredTensor(self._view.tensors[key], key).numpy()
         from holdtrue.restore.fresh import Fresh
 
         return Fresh(self._view.tensors, self._agreed)
