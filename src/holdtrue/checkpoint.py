@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from holdtrue.engine.read import verify_storages
-from holdtrue.errors import DamageError, torch_missing
+from holdtrue.errors import DamageError, HoldtrueError, fail, torch_missing
 from holdtrue.findings import Finding, Report, report
 from holdtrue.formats.checkpoint_directory import read_manifest, to_view
 from holdtrue.formats.module_tree import is_module, state_dict
@@ -149,7 +149,19 @@ class Checkpoint:
             plan.findings += noticed
         else:
             plan = plan_restore(self._manifest.parts, fresh, targets, choice, resume)
-        return apply(plan, str(self.path))
+        try:
+            return apply(plan, str(self.path))
+        except DamageError as error:
+            untouched = all(f.code != "target-unusable" for f in error.report.findings)
+            if untouched and self._was_replaced():
+                raise fail(DamageError, str(self.path), _replaced(self.path)) from error
+            raise
+
+    def _was_replaced(self) -> bool:
+        try:
+            return self._manifest is not None and read_manifest(self.path) != self._manifest
+        except HoldtrueError:
+            return False
 
     def _fresh(self) -> Any:
         """Key → a new tensor; a NumPy array where there is no torch."""
@@ -254,6 +266,17 @@ def _plain_value(node: Any, part: str, view: View, agreed: Trust) -> Any:
         return StoredTensor(view.tensors[key], key).numpy()
 
     return decode(node, Decoding(tensor=array, agreed=agreed), path=part)
+
+
+def _replaced(path: Path) -> Finding:
+    return Finding(
+        code="replaced-while-read",
+        severity="error",
+        where=str(path),
+        what="another checkpoint stands here now",
+        why="it was overwritten after this one was opened",
+        fix="open it again",
+    )
 
 
 def _stray(path: Path) -> Finding:

@@ -696,3 +696,13 @@ def test_an_old_copy_is_found_by_its_own_name_only(tmp_path: Path) -> None:
         (tmp_path / ".staging" / f"{commit._stem(name)}.replaced.12345678").mkdir()
         assert len(commit.put_aside(tmp_path / name)) == 1
     assert commit.put_aside(tmp_path / ("x" * 200)) == []
+
+
+def test_what_was_overwritten_since_it_was_opened_is_told(tmp_path: Path) -> None:
+    model = nn.Linear(2, 2)
+    holdtrue.save(tmp_path / "kept", model=model)
+    opened = holdtrue.open(tmp_path / "kept")
+    holdtrue.save(tmp_path / "kept", overwrite=True, model=nn.Linear(2, 2))
+    with pytest.raises(holdtrue.DamageError) as caught:
+        opened.restore(model=model)
+    assert [f.code for f in caught.value.report.errors] == ["replaced-while-read"]
