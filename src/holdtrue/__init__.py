@@ -70,7 +70,14 @@ def __getattr__(name: str) -> Any:
         raise AttributeError(f"module 'holdtrue' has no attribute {name!r}")
     from importlib import import_module
 
-    value = getattr(import_module(f"holdtrue.{_HOMES[name]}"), name)
+    try:
+        value = getattr(import_module(f"holdtrue.{_HOMES[name]}"), name)
+    except ModuleNotFoundError as error:
+        if error.name != "torch":
+            raise
+        from holdtrue.errors import torch_missing
+
+        raise torch_missing(f"holdtrue.{name}") from None
     globals()[name] = value
     return value
 

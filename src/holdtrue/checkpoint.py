@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from holdtrue.doctor.environments import compare_environments
 from holdtrue.engine.read import verify_storages
-from holdtrue.errors import DamageError, HoldtrueError
+from holdtrue.errors import DamageError, HoldtrueError, fail, torch_missing
 from holdtrue.findings import Finding, Report, report
 from holdtrue.formats.checkpoint_directory import read_manifest, to_view
 from holdtrue.formats.module_tree import is_module, state_dict
@@ -139,6 +139,8 @@ class Checkpoint:
         Raises RestoreError when something does not fit, and DamageError when bytes on disk are not
         those that were written; either way nothing has been changed.
         """
+        if find_spec("torch") is None:
+            raise torch_missing("restore")
         from torch.optim import Optimizer
 
         from holdtrue.capture.environment import environment
@@ -163,7 +165,13 @@ class Checkpoint:
             plan = plan_restore(self._manifest.parts, fresh, targets, choice, resume)
             saved, here = self._manifest.environment, environment()
             plan.findings += compare_environments(saved, here, resume=resume)
-        done = apply(plan, str(self.path))
+        try:
+            done = apply(plan, str(self.path))
+        except DamageError as error:
+            untouched = all(f.code != "target-unusable" for f in error.report.findings)
+            if untouched and self._was_replaced():
+                raise fail(DamageError, str(self.path), _replaced(self.path)) from error
+            raise
         return done if probe is False else self._probed(done, probe, targets)
 
     def _probed(self, done: Report, probe: Any, targets: Mapping[str, Any]) -> Report:
@@ -202,7 +210,16 @@ class Checkpoint:
         self.restore(allow=allow, trust=trust, rng=False, **target)
         return module
 
+    def _was_replaced(self) -> bool:
+        try:
+            return self._manifest is not None and read_manifest(self.path) != self._manifest
+        except HoldtrueError:
+            return False
+
     def _fresh(self) -> Any:
+        """Key → a new tensor; a NumPy array where there is no torch."""
+        if find_spec("torch") is None:
+            return lambda key: StoredTensor(self._view.tensors[key], key).numpy()
         from holdtrue.restore.fresh import Fresh
 
         return Fresh(self._view.tensors, self._agreed)
@@ -322,6 +339,17 @@ def _plain_value(node: Any, part: str, view: View, agreed: Trust) -> Any:
         return StoredTensor(view.tensors[key], key).numpy()
 
     return decode(node, Decoding(tensor=array, agreed=agreed), path=part)
+
+
+def _replaced(path: Path) -> Finding:
+    return Finding(
+        code="replaced-while-read",
+        severity="error",
+        where=str(path),
+        what="another checkpoint stands here now",
+        why="it was overwritten after this one was opened",
+        fix="open it again",
+    )
 
 
 def _stray(path: Path) -> Finding:

@@ -36,6 +36,22 @@ class RestoreError(HoldtrueError):
     """The checkpoint does not fit the target. The target is unchanged."""
 
 
+def torch_missing(what: str) -> HoldtrueError:
+    """The error for what needs torch where there is none."""
+    return fail(
+        HoldtrueError,
+        what,
+        Finding(
+            code="package-missing",
+            severity="error",
+            where=what,
+            what="this needs torch, which is not installed",
+            why="opening and verifying do without; saving and restoring handle live objects",
+            fix="pip install 'holdtrue[torch]'",
+        ),
+    )
+
+
 _E = TypeVar("_E", bound=HoldtrueError)
 
 

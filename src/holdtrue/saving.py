@@ -1,5 +1,6 @@
 """Saving one checkpoint: capture, refuse or lay out, write, publish."""
 
+import operator
 import os
 import re
 import time
@@ -18,7 +19,7 @@ from holdtrue.capture.tensors import tensor_set
 from holdtrue.capture.values import ValueEncoder
 from holdtrue.engine.layout import PlannedFile, lay_out
 from holdtrue.engine.write import write_files
-from holdtrue.errors import SaveError
+from holdtrue.errors import SaveError, fail
 from holdtrue.findings import Finding, report
 from holdtrue.records.manifest import (
     NAME,
@@ -67,7 +68,8 @@ def save(
     Raises SaveError, before a byte is written, when a value cannot be kept or `path` exists (unless
     `overwrite`), and when the disk is full or refuses; what was there before is then unchanged.
     """
-    return write_checkpoint(Path(path), parts, step, metrics, None, overwrite, probe)
+    number = None if step is None else whole_step(str(path), step)
+    return write_checkpoint(Path(path), parts, number, metrics, None, overwrite, probe=probe)
 
 
 def write_checkpoint(
@@ -77,11 +79,12 @@ def write_checkpoint(
     metrics: Mapping[str, Any] | None,
     ranking: Ranking | None,
     overwrite: bool = False,
+    aside: Path | None = None,
     probe: Any = None,
 ) -> Saved:
-    """`save`, and what a run adds to it."""
+    """`save`, and what a run adds to it: what stands at `target` is kept under the name `aside`."""
     began = time.perf_counter()
-    captured, files, metrics_node = _prepare(target, parts, metrics, overwrite, probe)
+    captured, files, metrics_node = _prepare(target, parts, metrics, overwrite, aside, probe)
     manifest = Manifest(
         created=datetime.now(UTC).isoformat(timespec="seconds"),
         environment=environment(),
@@ -93,7 +96,7 @@ def write_checkpoint(
         ranking=ranking,
     )
     try:
-        with publish(target, replace=overwrite) as staged:
+        with publish(target, replace=overwrite, aside=aside) as staged:
             if captured.texts:
                 (staged / SOURCE).mkdir()
             digests = write_files(staged, files, captured.sources)
@@ -116,13 +119,19 @@ def _prepare(
     parts: Mapping[str, Any],
     metrics: Mapping[str, Any] | None,
     overwrite: bool,
+    aside: Path | None,
     probe: Any,
 ) -> tuple[Captured, list[PlannedFile], Any]:
     findings = _check_names(parts)
-    if not overwrite and os.path.lexists(target):
+    if "\0" in str(target):
+        findings.append(_zero_character(target))
+    elif not overwrite and aside is None and os.path.lexists(target):
         findings.append(already_exists(target))
-    if overwrite and os.path.lexists(target) and not _may_be_replaced(target):
+    elif overwrite and os.path.lexists(target) and not _may_be_replaced(target):
         findings.append(_foreign(target))
+    given: Any = metrics
+    if given is not None and not isinstance(given, Mapping):
+        findings.append(_metric_odd("metrics"))
     if findings:
         raise SaveError(report(str(target), findings))
     captured = capture(parts, probe)
@@ -186,23 +195,57 @@ def _metric_findings(
         if not isinstance(k, str) or not isinstance(v, SupportsFloat)
     ]
     odd += [key for key in tensors if key not in odd]
-    return [
-        Finding(
-            code="metric-not-a-number",
-            severity="error",
-            where=where,
-            what="a metric is a name and one plain number",
-            why="it is read again and again to tell which checkpoint is best",
-            fix='metrics={"val_loss": float(loss)}',
-        )
-        for where in odd
-    ]
+    return [_metric_odd(where) for where in odd]
+
+
+def whole_step(subject: str, step: Any) -> int:
+    """The step as an int, whatever kind of whole number it is. Raises SaveError."""
+    try:
+        number = -1 if isinstance(step, bool) else operator.index(step)
+    except TypeError:
+        number = -1
+    if number < 0:
+        raise fail(SaveError, subject, _bad_step(step))
+    return number
+
+
+def _bad_step(step: Any) -> Finding:
+    return Finding(
+        code="step-invalid",
+        severity="error",
+        where=f"step={step!r}"[:100],
+        what="a step is a whole number from 0",
+        why="checkpoints of a run are named and ordered by it",
+        fix="run.save(step + 1, metrics={…})",
+    )
+
+
+def _metric_odd(where: str) -> Finding:
+    return Finding(
+        code="metric-not-a-number",
+        severity="error",
+        where=where,
+        what="a metric is a name and one plain number",
+        why="it is read again and again to tell which checkpoint is best",
+        fix='metrics={"val_loss": float(loss)}',
+    )
+
+
+def _zero_character(target: Path) -> Finding:
+    return Finding(
+        code="path-invalid",
+        severity="error",
+        where=repr(str(target)),
+        what="the path holds a zero character",
+        why="no file system has such names; the path was cut together from something else",
+        fix="give a path as the file system knows it",
+    )
 
 
 def _may_be_replaced(target: Path) -> bool:
-    if target.is_symlink() or not target.is_dir():
-        return False
     try:
+        if target.is_symlink() or not target.is_dir():
+            return False
         return (target / NAME).exists() or not any(target.iterdir())
     except PermissionError:
         return True  # then publishing is refused too, with the reason

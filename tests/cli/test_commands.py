@@ -67,8 +67,9 @@ def test_log_shows_a_damaged_checkpoint_and_goes_on(call, run_dir):
     manifest = run_dir / "step-000000003" / "manifest.json"
     manifest.write_bytes(manifest.read_bytes()[:-40])
     status, out, _ = call("log", run_dir)
-    assert status == 0
+    assert status == 1
     assert "damaged" in out.splitlines()[2]
+    assert call("log", run_dir, "--json")[0] == 1
 
 
 def test_inspect_names_every_part_and_tensor(call, run_dir):
@@ -150,6 +151,28 @@ def test_the_installed_command_and_its_colours(run_dir):
     for name in ("demo", "inspect", "log", "verify"):
         assert name in helped.stdout
     assert subprocess.run([HOLDTRUE, "nonsense"], capture_output=True).returncode == 2
+
+
+def test_a_reader_that_has_seen_enough_is_no_failure(run_dir):
+    for command in ("log", "inspect", "verify"):
+        piped = subprocess.Popen(
+            [HOLDTRUE, command, run_dir], stdout=subprocess.PIPE, stderr=subprocess.PIPE
+        )
+        piped.stdout.close()
+        assert (piped.stderr.read(), piped.wait()) == (b"", 0)
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="there is no /dev/full")
+@pytest.mark.parametrize("command", ["log", "inspect", "verify"])
+def test_output_that_cannot_be_written_is_said_in_one_line(run_dir, command):
+    with Path("/dev/full").open("w") as full:
+        done = subprocess.run(
+            [HOLDTRUE, command, run_dir], stdout=full, stderr=subprocess.PIPE, text=True
+        )
+    assert done.returncode == 2
+    assert done.stderr.splitlines() == [
+        "holdtrue: the output could not be written: No space left on device"
+    ]
 
 
 INSPECT = """

@@ -2,6 +2,8 @@
 
 import copy
 import random
+import signal
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,6 +16,7 @@ from torch import nn
 from torch.optim.lr_scheduler import OneCycleLR, StepLR
 
 import holdtrue
+from holdtrue.restore import apply
 
 
 class Net(nn.Module):
@@ -269,6 +272,39 @@ def test_an_optimizer_built_before_still_trains_the_model(saved: Path) -> None:
             run["scheduler"].step()
     for p, q in zip(source["model"].parameters(), parts["model"].parameters(), strict=True):
         assert torch.equal(p, q)
+
+
+@pytest.mark.parametrize("at", ["fill", "_run"])
+def test_ctrl_c_waits_until_the_target_is_whole(
+    at: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    torch.manual_seed(1)
+    saved_state: dict[str, Any] = {"model": Net(), "vocabulary": Vocabulary()}
+    holdtrue.save(tmp_path / "kept", **saved_state)
+    targets: dict[str, Any] = {"model": Net(), "vocabulary": Vocabulary()}
+    real = getattr(apply, at)
+
+    def pressed(*given: Any) -> None:
+        signal.raise_signal(signal.SIGINT)
+        real(*given)
+
+    monkeypatch.setattr(apply, at, pressed)
+    before = signal.getsignal(signal.SIGINT)
+    with pytest.raises(KeyboardInterrupt):
+        holdtrue.open(tmp_path / "kept").restore(**targets)
+    assert signal.getsignal(signal.SIGINT) is before
+    for name, tensor in saved_state["model"].state_dict().items():
+        assert torch.equal(tensor, targets["model"].state_dict()[name]), name
+    assert targets["vocabulary"].words == saved_state["vocabulary"].words
+
+
+def test_a_restore_in_another_thread_leaves_signals_alone(tmp_path: Path) -> None:
+    holdtrue.save(tmp_path / "kept", model=Net())
+    checkpoint, done = holdtrue.open(tmp_path / "kept"), []
+    thread = threading.Thread(target=lambda: done.append(checkpoint.restore(model=Net())))
+    thread.start()
+    thread.join()
+    assert done
 
 
 def test_a_backward_over_a_restore_is_refused_by_autograd(saved: Path) -> None:

@@ -1,5 +1,6 @@
 """Runs: resuming, choosing, retention, and what is left when a save is killed or fails."""
 
+import json
 import math
 import os
 import random
@@ -7,12 +8,15 @@ import signal
 import subprocess
 import sys
 import textwrap
+import threading
 import time
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
+import xxhash
 from torch import nn
 
 import holdtrue
@@ -115,12 +119,39 @@ def test_best_needs_a_metric(tmp_path: Path) -> None:
         run.best("loss", "lowest")
 
 
-@pytest.mark.parametrize("step", [-1, 1.0, "1", True, None])
+@pytest.mark.parametrize("step", [-1, 1.0, "1", True, None, np.int64(-3), np.float32(1), [1]])
 def test_a_step_is_a_whole_number(step: Any, tmp_path: Path) -> None:
     with pytest.raises(holdtrue.SaveError) as caught:
         small(tmp_path / "run").save(step)
     assert caught.value.report.errors[0].code == "step-invalid"
     assert not (tmp_path / "run").exists()
+    if step is not None:
+        with pytest.raises(holdtrue.SaveError) as caught:
+            holdtrue.save(tmp_path / "kept", step=step, value=1)
+        assert caught.value.report.errors[0].code == "step-invalid"
+        assert not (tmp_path / "kept").exists()
+
+
+def test_whole_numbers_of_other_libraries_are_steps(tmp_path: Path) -> None:
+    run = small(tmp_path / "run")
+    run.save(np.int64(3))  # type: ignore[arg-type]
+    assert run.steps() == [3]
+    holdtrue.save(tmp_path / "kept", step=np.int64(4), value=1)  # type: ignore[arg-type]
+    assert holdtrue.open(tmp_path / "kept").step == 4
+
+
+def test_arguments_of_the_wrong_kind_are_refused_before_anything_is_written(tmp_path: Path) -> None:
+    with pytest.raises(holdtrue.SaveError) as caught:
+        holdtrue.save(tmp_path / "kept", metrics=[1], value=1)  # type: ignore[arg-type]
+    assert caught.value.report.errors[0].code == "metric-not-a-number"
+    for overwrite in (False, True):
+        with pytest.raises(holdtrue.SaveError) as caught:
+            holdtrue.save(f"{tmp_path}/a\0b", value=1, overwrite=overwrite)
+        assert caught.value.report.errors[0].code == "path-invalid"
+    with pytest.raises(holdtrue.HoldtrueError) as refused:
+        Run(tmp_path / "run", keep=3, value=1)  # type: ignore[arg-type]
+    assert refused.value.report.errors[0].code == "keep-invalid"
+    assert os.listdir(tmp_path) == []
 
 
 def test_a_step_is_saved_once(tmp_path: Path) -> None:
@@ -129,6 +160,20 @@ def test_a_step_is_saved_once(tmp_path: Path) -> None:
     with pytest.raises(holdtrue.SaveError) as caught:
         run.save(1)
     assert caught.value.report.errors[0].code == "already-exists"
+    assert "overwrite" not in str(caught.value)
+
+
+def test_a_run_stays_where_it_is_when_the_process_goes_elsewhere(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    run = small(Path("run"))
+    run.save(1)
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    run.save(2)
+    assert run.steps() == [1, 2]
+    assert os.listdir() == []
 
 
 @pytest.mark.parametrize("metric", [torch.ones(1), [1], "low", {"a": 1}])
@@ -309,10 +354,156 @@ def test_a_damaged_newest_checkpoint_is_passed_over(tmp_path: Path) -> None:
     assert run.report.findings[0].code == "checkpoint-passed-over"
     assert "step-000000002" in run.report.findings[0].where
 
-    # Training goes on from there, past the damaged one.
+    # Training goes on from there. What was damaged is kept, out of the way.
     advance(other)
-    run.save(2) if 2 not in run.steps() else run.save(3)
-    assert Run(tmp_path / "run", **training(6)).resume() == 3
+    run.save(2)
+    assert holdtrue.verify(tmp_path / "run" / "step-000000002").findings == ()
+    assert not holdtrue.verify(tmp_path / "run" / "damaged-step-000000002").ok
+    assert Run(tmp_path / "run", **training(6)).resume() == 2
+
+
+def test_a_damaged_checkpoint_neither_counts_nor_goes(tmp_path: Path) -> None:
+    run = Run(tmp_path / "run", keep=Keep(last=1, best=1, by="loss"), model=nn.Linear(2, 2))
+    save_all(Run(tmp_path / "run", model=nn.Linear(2, 2)), {1: 0.5, 5: 0.1})
+    (tmp_path / "run" / "damaged-step-000000005").mkdir()
+    spoil(tmp_path / "run" / "step-000000005")
+    assert run.resume() == 1
+    run.save(2, {"loss": 0.4})
+    assert run.steps() == [2, 5]
+    best = run.best()
+    assert best is not None
+    assert best.step == 2
+    run.save(5, {"loss": 0.3})
+    assert sorted(os.listdir(tmp_path / "run")) == [
+        "damaged-step-000000005", "damaged-step-000000005-2", "step-000000005",
+    ]  # fmt: skip
+
+
+def spoil(step: Path) -> None:
+    """A file of the checkpoint is cut short; its manifest is whole."""
+    file = next(step.glob("*.safetensors"))
+    file.write_bytes(file.read_bytes()[:-1])
+
+
+def test_a_failing_save_leaves_the_damaged_one_in_its_place(tmp_path: Path) -> None:
+    run = small(tmp_path / "run")
+    save_all(run, {1: 0.5, 2: 0.1})
+    (tmp_path / "run" / "step-000000002" / "manifest.json").unlink()
+    assert run.resume() == 1
+    run.parts["value"] = lambda: None
+    with pytest.raises(holdtrue.SaveError):
+        run.save(2)
+    assert sorted(os.listdir(tmp_path / "run")) == ["step-000000001", "step-000000002"]
+
+
+@pytest.mark.parametrize("left", ["empty", "manifest gone", "staging", "file"])
+def test_a_step_that_is_not_there_in_full_is_damage(left: str, tmp_path: Path) -> None:
+    run = Run(tmp_path / "run", model=nn.Linear(2, 2))
+    run.save(1)
+    step = tmp_path / "run" / "step-000000001"
+    (step / "manifest.json").unlink()
+    if left != "manifest gone":
+        for file in step.iterdir():
+            file.unlink()
+    if left == "staging":
+        (step / ".staging").mkdir()
+    if left == "file":
+        step.rmdir()
+        step.write_text("")
+    with pytest.raises(holdtrue.DamageError) as caught:
+        run.resume()
+    assert caught.value.report.errors[0].code == "manifest-missing"
+    run.save(1)
+    assert run.resume() == 1
+
+
+def refuse_to_open(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    """The system says no for paths that end in `name`. (chmod does not stop root.)"""
+    real = Path.open
+
+    def denied(self: Path, *given: Any, **named: Any) -> Any:
+        if str(self).endswith(name):
+            raise PermissionError(13, "Permission denied", str(self))
+        return real(self, *given, **named)
+
+    monkeypatch.setattr(Path, "open", denied)
+
+
+@pytest.mark.parametrize("file", ["manifest.json", "model.safetensors"])
+def test_what_may_not_be_read_is_not_passed_over(
+    file: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = Run(tmp_path / "run", model=nn.Linear(2, 2))
+    save_all(run, {1: None, 2: None})
+    refuse_to_open(monkeypatch, f"step-000000002/{file}")
+    with pytest.raises(holdtrue.HoldtrueError) as caught:
+        run.resume()
+    assert caught.value.report.errors[0].code == "permission-denied"
+
+
+def test_a_checkpoint_of_a_newer_holdtrue_is_not_passed_over(tmp_path: Path) -> None:
+    run = small(tmp_path / "run")
+    save_all(run, {1: None, 2: None})
+    path = tmp_path / "run" / "step-000000002" / "manifest.json"
+    body = json.loads(path.read_bytes())
+    del body["xxh3_128"]
+    raw = json.dumps({**body, "version": 99}, separators=(",", ":")).encode()[:-1]
+    path.write_bytes(raw + b',"xxh3_128":"' + xxhash.xxh3_128_hexdigest(raw).encode() + b'"}\n')
+    with pytest.raises(holdtrue.OpenError) as caught:
+        run.resume()
+    assert caught.value.report.errors[0].code == "format-newer"
+
+
+def test_a_run_that_may_not_be_listed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = small(tmp_path / "run", Keep(last=1, by="loss"))
+    run.save(1)
+
+    def denied(path: Any) -> Any:
+        raise PermissionError(13, "Permission denied", str(path))
+
+    monkeypatch.setattr(os, "listdir", denied)
+    at = str(tmp_path / "run")
+    for act in (lambda: small(Path(at)), run.steps, run.latest, run.best, run.resume,
+                lambda: holdtrue.open(f"{at}@best"), lambda: holdtrue.open(f"{at}@latest"),
+                lambda: holdtrue.verify(f"{at}@1")):  # fmt: skip
+        with pytest.raises(holdtrue.OpenError) as caught:
+            act()
+        assert caught.value.report.errors[0].code == "permission-denied"
+    assert run.save(2).files  # it is durable; only pruning could not be done
+
+
+def test_a_step_that_cannot_be_removed_is_told_and_stays(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    run = small(tmp_path / "run", Keep(last=1))
+    run.save(1)
+    real = Path.rename
+
+    def denied(self: Path, target: Any) -> Any:
+        if self.name == "step-000000001":
+            raise PermissionError(13, "Permission denied", str(self))
+        return real(self, target)
+
+    monkeypatch.setattr(Path, "rename", denied)
+    run.save(2)
+    assert run.steps() == [1, 2]
+    assert "cannot be removed" in caplog.text
+    monkeypatch.undo()
+    run.save(3)
+    assert run.steps() == [3]
+
+
+def test_threads_may_save_into_one_run(tmp_path: Path) -> None:
+    run = small(tmp_path / "run", Keep(last=2))
+
+    def work(number: int) -> None:
+        for turn in range(12):
+            run.save(turn * 4 + number)
+
+    assert together(work, 4) == []
+    assert run.steps()[-1] == 47
+    for step in run.steps():
+        assert holdtrue.verify(f"{run.path}@{step}").findings == ()
 
 
 def test_when_nothing_is_whole_nothing_is_touched(tmp_path: Path) -> None:
@@ -435,3 +626,83 @@ def test_an_overwrite_killed_between_its_renames_can_be_mended(tmp_path: Path) -
     assert word == "mv"
     Path(source).rename(target)
     assert holdtrue.open(tmp_path / "kept")["value"] == 1
+
+
+# -- names and neighbours -------------------------------------------------------------------------
+
+
+def together(act: Any, count: int = 8) -> list[BaseException]:
+    """What is raised where several threads act at once."""
+    raised: list[BaseException] = []
+
+    def guarded(number: int) -> None:
+        try:
+            act(number)
+        except BaseException as error:
+            raised.append(error)
+
+    threads = [threading.Thread(target=guarded, args=(n,)) for n in range(count)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    return raised
+
+
+def test_saves_side_by_side_do_not_pull_the_staging_area_away(tmp_path: Path) -> None:
+    def work(number: int) -> None:
+        for turn in range(60):
+            target = tmp_path / f"{number}-{turn}"
+            with commit.publish(target) as staged:
+                (staged / "a").write_text("a")
+            with commit.publish_file(tmp_path / f"{number}-{turn}.txt") as file:
+                file.write_text("a")
+            commit.remove(target)
+
+    assert together(work) == []
+    assert len(os.listdir(tmp_path)) == 8 * 60
+
+
+def test_removing_what_another_removed_is_fine(tmp_path: Path) -> None:
+    (tmp_path / "gone").mkdir()
+    assert together(lambda _: commit.remove(tmp_path / "gone")) == []
+    assert os.listdir(tmp_path) == []
+
+
+@pytest.mark.parametrize("kind", ["file", "dangling"])
+def test_a_file_where_a_directory_is_needed(kind: str, tmp_path: Path) -> None:
+    place = tmp_path / "place"
+    place.write_text("") if kind == "file" else place.symlink_to("nowhere")
+    for act in (
+        lambda: holdtrue.save(place / "x", value=1),
+        lambda: holdtrue.save(place / "x" / "y", value=1),
+        lambda: small(place).save(1),
+    ):
+        with pytest.raises(holdtrue.SaveError) as caught:
+            act()
+        assert [f.code for f in caught.value.report.errors] == ["not-a-directory"]
+
+
+def test_a_name_as_long_as_the_file_system_takes(tmp_path: Path) -> None:
+    for name in ("x" * 255, "x" * 254 + "y", "é" * 127):
+        holdtrue.save(tmp_path / name, value=name)
+        holdtrue.save(tmp_path / name, value=[name], overwrite=True)
+        assert holdtrue.open(tmp_path / name)["value"] == [name]
+
+
+def test_an_old_copy_is_found_by_its_own_name_only(tmp_path: Path) -> None:
+    for name in ("a[1]", "x" * 200 + "y"):
+        (tmp_path / ".staging").mkdir(exist_ok=True)
+        (tmp_path / ".staging" / f"{commit._stem(name)}.replaced.12345678").mkdir()
+        assert len(commit.put_aside(tmp_path / name)) == 1
+    assert commit.put_aside(tmp_path / ("x" * 200)) == []
+
+
+def test_what_was_overwritten_since_it_was_opened_is_told(tmp_path: Path) -> None:
+    model = nn.Linear(2, 2)
+    holdtrue.save(tmp_path / "kept", model=model)
+    opened = holdtrue.open(tmp_path / "kept")
+    holdtrue.save(tmp_path / "kept", overwrite=True, model=nn.Linear(2, 2))
+    with pytest.raises(holdtrue.DamageError) as caught:
+        opened.restore(model=model)
+    assert [f.code for f in caught.value.report.errors] == ["replaced-while-read"]

@@ -4,6 +4,7 @@ Data go to stdout, progress and logs to stderr. Exit status 0: clean, 1: finding
 check.
 """
 
+import os
 import sys
 from importlib import import_module
 
@@ -52,13 +53,41 @@ def cli() -> None:
 def main() -> None:
     """The console script. No bad input ends in a traceback."""
     try:
-        cli()
+        status = _called()
+        sys.stdout.flush()
+    except BrokenPipeError:
+        # `holdtrue log run | head`: the reader has seen enough.
+        _discard_output()
+        status = 0
+    except OSError as error:
+        if error.filename is not None:
+            raise
+        # Writing to stdout; where a file is read or written, its name comes with the error.
+        _discard_output()
+        print(f"holdtrue: the output could not be written: {error.strerror}", file=sys.stderr)
+        status = 2
+    sys.exit(status)
+
+
+def _called() -> int:
+    try:
+        # Not standalone: click would end a broken pipe with status 1.
+        return int(cli(standalone_mode=False) or 0)
     except HoldtrueError as error:
         from holdtrue.cli.render import show_report
 
         show_report(error.report, json="--json" in sys.argv[1:])
-        sys.exit(error.exit_code)
-    except BrokenPipeError:
-        # `holdtrue log run | head`: the reader has seen enough.
-        sys.stderr.close()
-        sys.exit(0)
+        return error.exit_code
+    except SystemExit as end:
+        return end.code if isinstance(end.code, int) else 0
+    except click.ClickException as error:
+        error.show()
+        return error.exit_code
+    except click.Abort:
+        print("Aborted!", file=sys.stderr)
+        return 130
+
+
+def _discard_output() -> None:
+    """What is still buffered goes nowhere, so that the interpreter's last flush does not fail."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

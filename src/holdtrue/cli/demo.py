@@ -5,6 +5,7 @@ import tempfile
 from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
+from shlex import quote
 
 import click
 from rich.console import Console
@@ -68,10 +69,10 @@ def _tell(place: Path, console: Console) -> bool:
     say(f"   Accuracy on digits it never saw: {result.accuracy:.1%}\n")
     say("Look around:", "bold")
     for line in (
-        f"holdtrue log {place / 'killed'}",
-        f"holdtrue inspect {place / 'killed'}@best",
-        f"holdtrue verify {place / 'killed'}",
-        f"ls -R {place}",
+        f"holdtrue log {quote(str(place / 'killed'))}",
+        f"holdtrue inspect {quote(str(place / 'killed@best'))}",
+        f"holdtrue verify {quote(str(place / 'killed'))}",
+        f"ls -R {quote(str(place))}",
     ):
         say(f"   {line}")
     return result.equal

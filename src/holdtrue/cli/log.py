@@ -1,5 +1,6 @@
 """holdtrue log: the checkpoints of a run."""
 
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,10 @@ from holdtrue.storage.locating import best_first, steps
 @click.argument("run")
 @click.option("--json", is_flag=True, help="One JSON list, a member a checkpoint.")
 def command(run: str, json: bool) -> None:
-    """The checkpoints of a run, oldest first: step, age, metrics (best marked ★), size."""
+    """The checkpoints of a run, oldest first: step, age, metrics (best marked ★), size.
+
+    Exit status 0: each could be read; 1: one is damaged; 2: this is no run, or not readable.
+    """
     found = steps(Path(run))
     if not found:
         open_checkpoint(run)  # says what is there instead
@@ -37,7 +41,7 @@ def command(run: str, json: bool) -> None:
     best = order[0] if order else None
     if json:
         show_json([_row(s, found[s], manifests.get(s), damaged.get(s), best) for s in found])
-        return
+        sys.exit(1 if damaged else 0)
     names = list(dict.fromkeys(n for m in manifests.values() for n in manifest_metrics(m)))
     table = Table(box=None, pad_edge=False, header_style="bold")
     for heading in ("step", "age", *names, "size", ""):
@@ -56,6 +60,7 @@ def command(run: str, json: bool) -> None:
             f"★ best {ranking.by}" if ranking and step == best else "",
         )
     stdout().print(table)
+    sys.exit(1 if damaged else 0)
 
 
 def _not_a_run(run: str) -> OpenError:

@@ -12,9 +12,14 @@ from holdtrue.findings import Finding, Report, render_finding, report_to_builtin
 _STYLES = {"error": "bold red", "warning": "yellow", "note": "cyan"}
 
 
+class _Output(Console):
+    def on_broken_pipe(self) -> None:
+        raise BrokenPipeError  # rich would end the process, with status 1
+
+
 def stdout() -> Console:
     """Without wrapping: what is piped on stays one line a row."""
-    console = Console(soft_wrap=True, highlight=False)
+    console = _Output(soft_wrap=True, highlight=False)
     if not console.is_terminal:
         console.width = 400
     return console

@@ -50,7 +50,7 @@ def inspect_path(path: str) -> os.stat_result:
             fix="give a path as the file system knows it",
         ) from None  # fmt: skip
     except OSError as error:
-        raise _unreachable(path, error) from None
+        raise unreachable(path, error) from None
     kind = _SPECIAL.get(stat.S_IFMT(status.st_mode))
     if kind is not None:
         raise refuse(
@@ -75,7 +75,7 @@ def open_source(path: str) -> BinaryIO:
         number = os.open(path, os.O_RDONLY | _UNWAITING | _BINARY)
         return os.fdopen(number, "rb")
     except OSError as error:
-        raise _unreachable(path, error) from None
+        raise unreachable(path, error) from None
 
 
 def read_bytes(path: str, start: int = 0, nbytes: int = -1) -> bytes:
@@ -85,7 +85,7 @@ def read_bytes(path: str, start: int = 0, nbytes: int = -1) -> bytes:
             file.seek(start)
             return file.read(nbytes)
         except OSError as error:
-            raise _unreachable(path, error) from None
+            raise unreachable(path, error) from None
 
 
 def is_plain_name(name: str) -> bool:
@@ -98,14 +98,15 @@ def is_plain_name(name: str) -> bool:
     )
 
 
-def _unreachable(path: str, error: OSError) -> OpenError:
+def unreachable(path: str, error: OSError) -> OpenError:
+    """The error for a path that the operating system does not let us look at."""
     if error.errno in (errno.EACCES, errno.EPERM):
         return refuse(
             path,
             "permission-denied",
-            "the file may not be read",
+            "it may not be read",
             error.strerror or "",
-            "give yourself read permission (chmod u+r), or run as the file's owner",
+            "give yourself read permission (chmod -R u+rX), or run as the file's owner",
         )
     if error.errno in (errno.ENOENT, errno.ENOTDIR):
         return _missing(path)

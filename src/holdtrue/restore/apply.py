@@ -1,7 +1,10 @@
 """Carries a plan out: verify every byte, run the actions, fill the tensors. All or nothing."""
 
 import contextlib
+import signal
+import threading
 from collections.abc import Callable, Iterator
+from types import FrameType
 
 import torch
 
@@ -17,23 +20,56 @@ from holdtrue.restore.plan import Action, Copy, Plan
 
 
 def apply(plan: Plan, subject: str) -> Report:
-    """The report. Raises RestoreError or DamageError, and then the target is untouched."""
+    """The report. Raises RestoreError or DamageError, and then the target is untouched.
+
+    Ctrl-C is held back while the target changes, so that it is whole either way.
+    """
     found = report(subject, plan.findings)
     if not found.ok:
         raise RestoreError(found)
     damaged = _out_of_bounds(plan) or verify_storages(_storages(plan))
     if damaged:
         raise DamageError(report(subject, damaged))
-    _run(plan.actions, subject)
+    with _uninterrupted():
+        _run(plan.actions, subject)
+        _fill(plan.copies)
+    return found
+
+
+def _fill(copies: list[Copy]) -> None:
     # From here on nothing is asked of anyone: known bytes go into memory that is known to fit.
-    simple = [item for item in plan.copies if _straight(item)]
+    simple = [item for item in copies if _straight(item)]
     fill(Fill(item.lazy.pieces[0].storage, _destination(item)) for item in simple)
-    for item in plan.copies:
+    for item in copies:
         if not _straight(item):
             _place(item, read_tensor(item.lazy).data)
-    for item in plan.copies:
+    for item in copies:
         torch.autograd.graph.increment_version(item.into)
-    return found
+
+
+@contextlib.contextmanager
+def _uninterrupted() -> Iterator[None]:
+    """Holds SIGINT back until the block is done, then lets it do what it would have done.
+
+    Copying the target first, to put it back, was rejected: that would need its memory twice.
+    """
+    handler = signal.getsignal(signal.SIGINT)
+    in_main = threading.current_thread() is threading.main_thread()
+    if not in_main or not callable(handler):  # another thread never gets it; SIG_IGN ignores it
+        yield
+        return
+    noted: list[int] = []
+
+    def note(number: int, frame: FrameType | None) -> None:
+        noted.append(number)
+
+    signal.signal(signal.SIGINT, note)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, handler)
+        if noted:
+            signal.raise_signal(signal.SIGINT)
 
 
 def _storages(plan: Plan) -> Iterator[Storage]:

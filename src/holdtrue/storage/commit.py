@@ -7,46 +7,46 @@ it can be older or newer than what it points at.)
 """
 
 import contextlib
+import errno
+import glob
 import os
 import shutil
 import socket
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from uuid import uuid4
 
+import xxhash
+
 STAGING = ".staging"
+_TRIES = 1000  # each is lost only to another save that ended in the same instant
+_LONGEST = 120  # bytes of a name that go into a staging name, which file systems end at 255
 
 
 @contextlib.contextmanager
-def publish(target: Path, *, replace: bool = False) -> Iterator[Path]:
+def publish(target: Path, *, replace: bool = False, aside: Path | None = None) -> Iterator[Path]:
     """Yields an empty staging directory; publishes it as `target` when the block ends well.
 
-    Raises FileExistsError when the target exists and may not be replaced, and any OSError of the
-    file system; then the target is as it was before, and the staging directory is gone.
+    What is there already is replaced, or kept under the name `aside`. Raises FileExistsError when
+    it may be neither, and any OSError of the file system; then the target is as it was before, and
+    the staging directory is gone.
     """
     parent = target.absolute().parent
     _make_directories(parent)
-    if not replace and os.path.lexists(target):
+    if not replace and aside is None and os.path.lexists(target):
         raise FileExistsError(str(target))
-    area = parent / STAGING
-    area.mkdir(exist_ok=True)
-    staged = area / f"{target.name}.{_owner()}.{uuid4().hex[:8]}"
-    staged.mkdir()
-    try:
+    with _staging(target) as staged:
         yield staged
         sync_directory(staged)
-        if replace and os.path.lexists(target):
-            _exchange(staged, target, area)
+        if aside is not None and os.path.lexists(target):
+            _exchange(staged, target, aside)
+        elif replace and os.path.lexists(target):
+            old = parent / STAGING / f"{_stem(target.name)}.replaced.{uuid4().hex[:8]}"
+            _exchange(staged, target, old)
+            shutil.rmtree(old, ignore_errors=True)
         else:
             staged.rename(target)
         sync_directory(parent)
-    except BaseException:
-        shutil.rmtree(staged, ignore_errors=True)
-        raise
-    finally:
-        # Only when empty: another process may be saving beside us.
-        with contextlib.suppress(OSError):
-            area.rmdir()
 
 
 @contextlib.contextmanager
@@ -56,24 +56,50 @@ def publish_file(target: Path, *, replace: bool = False) -> Iterator[Path]:
     _make_directories(parent)
     if not replace and os.path.lexists(target):
         raise FileExistsError(str(target))
-    area = parent / STAGING
-    area.mkdir(exist_ok=True)
-    staged = area / f"{target.name}.{_owner()}.{uuid4().hex[:8]}"
-    try:
-        yield staged
-        staged.replace(target)
+    with _staging(target) as staged:
+        yield staged / target.name
+        (staged / target.name).replace(target)
+        staged.rmdir()
         sync_directory(parent)
+
+
+@contextlib.contextmanager
+def _staging(target: Path) -> Iterator[Path]:
+    """A new directory beside `target`, which the block is to move; removed when the block fails."""
+    area = target.absolute().parent / STAGING
+    staged = area / f"{_stem(target.name)}.{_owner()}.{uuid4().hex[:8]}"
+    try:
+        _within(area, staged.mkdir)
+        yield staged
     except BaseException:
-        staged.unlink(missing_ok=True)
+        shutil.rmtree(staged, ignore_errors=True)
         raise
     finally:
-        with contextlib.suppress(OSError):
-            area.rmdir()
+        _leave(area)
 
 
-def _exchange(staged: Path, target: Path, area: Path) -> None:
-    """Put `staged` in the place of `target`. Between the renames both are whole, under `area`."""
-    aside = area / f"{target.name}.replaced.{uuid4().hex[:8]}"
+def _within(area: Path, act: Callable[[], object]) -> None:
+    """Do something that needs `area`, which another save may remove at any moment."""
+    for attempt in range(_TRIES):
+        try:
+            with contextlib.suppress(FileExistsError):  # Path's exist_ok asks again, too late
+                area.mkdir()
+            act()
+        except FileNotFoundError:
+            if attempt == _TRIES - 1 or not area.parent.is_dir():
+                raise
+        else:
+            return
+
+
+def _leave(area: Path) -> None:
+    # Only when empty: another process may be saving beside us.
+    with contextlib.suppress(OSError):
+        area.rmdir()
+
+
+def _exchange(staged: Path, target: Path, aside: Path) -> None:
+    """Put `staged` in the place of `target`. Between the renames both are whole."""
     target.rename(aside)
     try:
         staged.rename(target)
@@ -81,7 +107,14 @@ def _exchange(staged: Path, target: Path, area: Path) -> None:
         aside.rename(target)
         raise
     sync_directory(target.absolute().parent)
-    shutil.rmtree(aside, ignore_errors=True)
+
+
+def _stem(name: str) -> str:
+    """A name as staging names begin with it: a long one is cut, and a digest tells it apart."""
+    raw = os.fsencode(name)
+    if len(raw) <= _LONGEST:
+        return name
+    return os.fsdecode(raw[:_LONGEST]) + "~" + xxhash.xxh3_64_hexdigest(raw)
 
 
 def write_synced(path: Path, data: bytes) -> None:
@@ -100,23 +133,25 @@ def clear_leftovers(parent: Path) -> list[str]:
     """
     removed: list[str] = []
     area = parent / STAGING
-    for staged in sorted(area.iterdir()) if area.is_dir() else ():
-        host, _, pid = _owner_of(staged.name).rpartition("-")
+    try:
+        names = sorted(os.listdir(area))
+    except (FileNotFoundError, NotADirectoryError):
+        return removed
+    for name in names:
+        host, _, pid = _owner_of(name).rpartition("-")
         if host == _host() and pid.isdecimal() and not _lives(int(pid)):
-            if staged.is_dir():
-                shutil.rmtree(staged, ignore_errors=True)
-            else:
-                staged.unlink(missing_ok=True)
-            removed.append(staged.name)
-    with contextlib.suppress(OSError):
-        area.rmdir()
+            shutil.rmtree(area / name, ignore_errors=True)
+            if not os.path.lexists(area / name):
+                removed.append(name)
+    _leave(area)
     return removed
 
 
 def put_aside(target: Path) -> list[Path]:
     """Old copies of `target` left by a replacement that was killed between its two renames."""
     area = target.absolute().parent / STAGING
-    return sorted(area.glob(f"{target.name}.replaced.*")) if may_list(area) else []
+    names = f"{glob.escape(_stem(target.name))}.replaced.*"
+    return sorted(area.glob(names)) if may_list(area) else []
 
 
 def may_list(path: Path) -> bool:
@@ -139,6 +174,8 @@ def _make_directories(path: Path) -> None:
     """mkdir -p, each new name made durable."""
     missing = []
     while not path.is_dir():
+        if os.path.lexists(path) and not path.is_dir():  # it may have been made just now
+            raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), str(path))
         missing.append(path)
         path = path.parent
     for directory in reversed(missing):
@@ -175,12 +212,21 @@ def _lives(pid: int) -> bool:
 def remove(target: Path) -> None:
     """Remove a published directory: it vanishes whole, then its bytes are freed.
 
-    Deleting file by file in place was rejected: killed half-way, it leaves a damaged checkpoint.
+    One that another thread or process has removed already is fine. Deleting file by file in place
+    was rejected: killed half-way, it leaves a damaged checkpoint.
     """
     area = target.parent / STAGING
-    area.mkdir(exist_ok=True)
-    doomed = area / f"removed-{target.name}.{_owner()}.{uuid4().hex[:8]}"
-    target.rename(doomed)
-    shutil.rmtree(doomed, ignore_errors=True)
-    with contextlib.suppress(OSError):
-        area.rmdir()
+    doomed = area / f"removed-{_stem(target.name)}.{_owner()}.{uuid4().hex[:8]}"
+
+    def take() -> None:
+        with contextlib.suppress(FileNotFoundError):
+            target.rename(doomed)
+            return
+        if os.path.lexists(target):
+            raise FileNotFoundError(str(area))
+
+    try:
+        _within(area, take)
+        shutil.rmtree(doomed, ignore_errors=True)
+    finally:
+        _leave(area)

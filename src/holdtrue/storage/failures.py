@@ -8,7 +8,7 @@ from holdtrue.errors import SaveError, fail
 from holdtrue.findings import Finding
 
 
-def already_exists(target: Path) -> Finding:
+def already_exists(target: Path, fix: str = "") -> Finding:
     """The finding for a name that is taken."""
     return Finding(
         code="already-exists",
@@ -16,7 +16,7 @@ def already_exists(target: Path) -> Finding:
         where=str(target),
         what="there is something under this name already",
         why="what exists under a name never changes by itself, so that a reader can rely on it",
-        fix="choose another path, or replace it: overwrite=True (--overwrite)",
+        fix=fix or "choose another path, or replace it: overwrite=True (--overwrite)",
     )
 
 

@@ -10,7 +10,7 @@ from typing import Any, SupportsFloat
 from holdtrue.errors import HoldtrueError, OpenError, fail
 from holdtrue.findings import Finding
 from holdtrue.formats.checkpoint_directory import read_manifest
-from holdtrue.formats.source import inspect_path
+from holdtrue.formats.source import inspect_path, unreachable
 from holdtrue.records.manifest import NAME, Manifest, Ranking
 from holdtrue.records.values import Decoding, NodeError, decode
 from holdtrue.storage.commit import STAGING, may_list, put_aside
@@ -25,10 +25,18 @@ def step_name(step: int) -> str:
 
 
 def steps(run: Path) -> dict[int, Path]:
-    """The published checkpoints of a run by step, in order. Empty where there is no run."""
-    if not run.is_dir():
+    """The published checkpoints of a run by step, in order. Empty where there is no run.
+
+    Raises OpenError where the directory may not be read.
+    """
+    try:
+        if not run.is_dir():
+            return {}
+        found = [(_STEP.match(name), name) for name in os.listdir(run)]
+    except FileNotFoundError:
         return {}
-    found = ((_STEP.match(name), name) for name in os.listdir(run))
+    except OSError as error:
+        raise unreachable(str(run), error) from None
     return dict(sorted((int(m[1]), run / name) for m, name in found if m))
 
 
