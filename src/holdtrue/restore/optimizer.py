@@ -17,6 +17,7 @@ from holdtrue.formats.view import LazyTensor
 from holdtrue.records.parts import OptimizerState
 from holdtrue.records.trust import class_name
 from holdtrue.records.values import TAG
+from holdtrue.restore.casting import dtype_findings
 from holdtrue.restore.fresh import Fresh
 from holdtrue.restore.plan import Action, Copy, Plan, grouped
 from holdtrue.restore.value import decode_into
@@ -224,6 +225,7 @@ def _plan_state(
     """parameter → its new state; tensors in it are filled later, by the plan's copies."""
     positions = dict(zip(_order(here), _order(_saved_by_file(state, here, plan)), strict=False))
     kept: dict[Tensor, Any] = {}
+    differing: list[tuple[str, LazyTensor, str]] = []
     for group, names in zip(optimizer.param_groups, here, strict=True):
         for parameter, name in zip(group["params"], names, strict=True):
             old = positions.get(name, name)
@@ -233,9 +235,11 @@ def _plan_state(
                 kept[parameter] = optimizer.state[parameter]
             if node is None or name in plan.skipped:
                 continue
-            at = _Place(parameter, group, state.dtypes.get(old), plan, tensors)
+            at = _Place(parameter, group, state.dtypes.get(old), plan, tensors, differing)
             live = optimizer.state.get(parameter, {})
             kept[parameter] = _decode_state(node, live, old, at)
+    for finding in dtype_findings(differing):
+        plan.found(finding)
     return kept
 
 
@@ -258,9 +262,10 @@ class _Place:
         saved_dtype: str | None,
         plan: Plan,
         tensors: Fresh,
+        differing: list[tuple[str, LazyTensor, str]],
     ) -> None:
         self.parameter, self.group, self.plan, self.tensors = parameter, group, plan, tensors
-        self.saved_dtype = saved_dtype
+        self.saved_dtype, self.differing = saved_dtype, differing
 
     def tensor(self, key: str, name: str, live: Any) -> Any:
         """The tensor to hold a stored one: the live one if it fits, else a new one."""
@@ -268,7 +273,9 @@ class _Place:
         if lazy.layout != "strided" or lazy.class_name or lazy.numpy:
             made = self.tensors(key)
             return made.to(self.parameter.device) if isinstance(made, Tensor) else made
-        dtype, device = self._dtype(lazy), self._device(lazy, name)
+        dtype, device = self._dtype(lazy, name), self._device(lazy, name)
+        if dtype is not None and dtype_name(dtype) != lazy.dtype:
+            self.differing.append((key, lazy, dtype_name(dtype)))
         fits = (
             isinstance(live, Tensor)
             and type(live) is Tensor
@@ -282,7 +289,10 @@ class _Place:
         self.plan.copies.append(Copy(lazy, live, cast=dtype_name(live.dtype) != lazy.dtype))
         return live
 
-    def _dtype(self, lazy: LazyTensor) -> torch.dtype | None:
+    def _dtype(self, lazy: LazyTensor, name: str) -> torch.dtype | None:
+        # A count rounded to bfloat16 would stand still; torch never casts it either.
+        if name == "step":
+            return dtype_named(lazy.dtype)
         # State in the parameter's own dtype follows the parameter; state in another (float32
         # moments of bfloat16 weights) is kept as it is. torch would cast both.
         if lazy.dtype == self.saved_dtype and self.parameter.is_floating_point():
