@@ -204,6 +204,24 @@ def test_by_position_another_order_is_refused(tmp_path: Path) -> None:
     assert same(before, snapshot(fresh, other))
 
 
+@pytest.mark.parametrize("named", [True, False], ids=["named in the file", "nameless"])
+def test_matching_by_position_is_never_silent(tmp_path: Path, named: bool) -> None:
+    model, fresh = nn.Linear(3, 3, bias=False), nn.Linear(3, 3, bias=False)
+    optimizer, other = (torch.optim.Adam(m.parameters()) for m in (model, fresh))
+    holdtrue.save(tmp_path / "c", optimizer=optimizer, **({"model": model} if named else {}))
+    opened = holdtrue.open(tmp_path / "c")
+    if named:
+        opened.restore(model=fresh)
+    (found,) = [
+        f for f in opened.restore(optimizer=other).findings if f.code == "optimizer-by-position"
+    ]
+    assert (found.severity, found.where) == ("warning", "optimizer")
+    assert "the same" in (found.fix or "")
+    if named:
+        report = opened.restore(model=fresh, optimizer=other)
+        assert "optimizer-by-position" not in {f.code for f in report.findings}
+
+
 # -- the order and grouping of parameters ------------------------------------------------
 
 

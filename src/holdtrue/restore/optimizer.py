@@ -45,6 +45,7 @@ def plan_optimizer(
     saved = _saved_names(state, plan, here)
     if not _compare_parameters(part, saved, here, plan):
         return
+    _by_position(part, state, saved, here, plan)
     if not _compare_shapes(part, state, optimizer, here, plan):
         return
     if isinstance(optimizer, torch.optim.LBFGS) and _order(saved) != _order(here):
@@ -72,6 +73,42 @@ def _saved_names(state: OptimizerState, plan: Plan, here: list[list[str]]) -> li
     if alike and (_anonymous(here) or _anonymous(named)):
         return here
     return named
+
+
+def _by_position(
+    part: str, state: OptimizerState, saved: list[list[str]], here: list[list[str]], plan: Plan
+) -> None:
+    """Say so where parameters are matched by their place: shapes cannot tell two alike apart."""
+    nameless = [n for n in _order(here) if n.startswith("#") and n in _order(saved)]
+    if saved is here:
+        nameless = _order(here)
+    if not nameless:
+        return
+    in_file = any(not n.startswith("#") for group in state.groups for n in group.params)
+    plan.found(
+        by_position(
+            part,
+            f"{len(nameless)} parameters of this optimizer are matched by their position",
+            why="the file knows their names, but the model that has them is not among the targets"
+            if in_file
+            else "the file has no names for them: it was saved without the model",
+            fix="give the model to the same restore(), so that names are known"
+            if in_file
+            else "give the model to the same save() and restore(), so that names are known; until "
+            "then keep the parameters in the saved order",
+        )
+    )
+
+
+def by_position(where: str, what: str, why: str, fix: str) -> Finding:
+    return Finding(
+        code="optimizer-by-position",
+        severity="warning",
+        where=where,
+        what=what,
+        why=f"{why}; another order would put state on the wrong parameters",
+        fix=fix,
+    )
 
 
 def _compare_parameters(
