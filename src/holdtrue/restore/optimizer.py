@@ -11,15 +11,14 @@ import torch
 from torch import Tensor
 
 from holdtrue.capture.optimizer import parameter_names
-from holdtrue.capture.raw import dtype_name, dtype_named
 from holdtrue.findings import Finding
 from holdtrue.formats.view import LazyTensor
 from holdtrue.records.parts import OptimizerState
 from holdtrue.records.trust import class_name
-from holdtrue.records.values import TAG
 from holdtrue.restore.casting import dtype_findings
 from holdtrue.restore.fresh import Fresh
-from holdtrue.restore.plan import Action, Copy, Plan, grouped
+from holdtrue.restore.moments import Place, decode_state
+from holdtrue.restore.plan import Action, Groups, Plan, grouped
 from holdtrue.restore.value import decode_into
 
 # Settings that say how a step is computed, not what: they follow the machine, not the file.
@@ -189,6 +188,8 @@ def _plan_settings(
     home = {name: i for i, names in enumerate(saved) for name in names}
     # Each group decodes its own copy: a group that was split must not share a tensor learning rate.
     chosen: list[dict[str, Any]] = []
+    matched = Groups(len(saved), [], [])
+    plan.groups[id(optimizer)] = matched
     differing: list[str] = []
     regrouped = {frozenset(g) for g in saved if g} != {frozenset(g) for g in here if g}
     for i, (group, names) in enumerate(zip(optimizer.param_groups, here, strict=True)):
@@ -209,6 +210,8 @@ def _plan_settings(
         for key, value in settings.items():
             if key in group and key not in _SCHEDULED and not _same(group[key], value):
                 differing.append(f"{part}.groups[{i}].{key}: saved {value!r}, here {group[key]!r}")
+        matched.sources.append(sources)
+        matched.settled.append("lr" in settings)
         chosen.append({k: _beside(group.get(k), v) for k, v in settings.items()})
     if differing:
         plan.found(
@@ -272,9 +275,9 @@ def _plan_state(
                 kept[parameter] = optimizer.state[parameter]
             if node is None or name in plan.skipped:
                 continue
-            at = _Place(parameter, group, state.dtypes.get(old), plan, tensors, differing)
+            at = Place(parameter, group, state.dtypes.get(old), plan, tensors, differing)
             live = optimizer.state.get(parameter, {})
-            kept[parameter] = _decode_state(node, live, old, at)
+            kept[parameter] = decode_state(node, live, old, at)
     for finding in dtype_findings(differing):
         plan.found(finding)
     return kept
@@ -287,82 +290,6 @@ def _saved_by_file(state: OptimizerState, here: list[list[str]], plan: Plan) -> 
         return [g.params for g in state.groups]
     back = {plan.renamed.get(n, n): n for g in state.groups for n in g.params}
     return [[back.get(n, n) for n in names] for names in here]
-
-
-class _Place:
-    """Where a parameter's state is to live: its device and dtype rules."""
-
-    def __init__(
-        self,
-        parameter: Tensor,
-        group: Mapping[str, Any],
-        saved_dtype: str | None,
-        plan: Plan,
-        tensors: Fresh,
-        differing: list[tuple[str, LazyTensor, str]],
-    ) -> None:
-        self.parameter, self.group, self.plan, self.tensors = parameter, group, plan, tensors
-        self.saved_dtype, self.differing = saved_dtype, differing
-
-    def tensor(self, key: str, name: str, live: Any) -> Any:
-        """The tensor to hold a stored one: the live one if it fits, else a new one."""
-        lazy = self.tensors.tensors[key]
-        if lazy.layout != "strided" or lazy.class_name or lazy.numpy:
-            made = self.tensors(key)
-            return made.to(self.parameter.device) if isinstance(made, Tensor) else made
-        dtype, device = self._dtype(lazy, name), self._device(lazy, name)
-        if dtype is not None and dtype_name(dtype) != lazy.dtype:
-            self.differing.append((key, lazy, dtype_name(dtype)))
-        fits = (
-            isinstance(live, Tensor)
-            and type(live) is Tensor
-            and tuple(live.shape) == lazy.shape
-            and live.dtype == dtype
-            and live.device == device
-            and live.stride() == lazy.stride
-        )
-        if not fits:
-            live = torch.empty_strided(lazy.shape, lazy.stride, dtype=dtype, device=device)
-        self.plan.copies.append(Copy(lazy, live, cast=dtype_name(live.dtype) != lazy.dtype))
-        return live
-
-    def _dtype(self, lazy: LazyTensor, name: str) -> torch.dtype | None:
-        # A count rounded to bfloat16 would stand still; torch never casts it either.
-        if name == "step":
-            return dtype_named(lazy.dtype)
-        # State in the parameter's own dtype follows the parameter; state in another (float32
-        # moments of bfloat16 weights) is kept as it is. torch would cast both.
-        if lazy.dtype == self.saved_dtype and self.parameter.is_floating_point():
-            return self.parameter.dtype
-        return dtype_named(lazy.dtype)
-
-    def _device(self, lazy: LazyTensor, name: str) -> torch.device:
-        # As torch.optim.Optimizer._process_value_according_to_param_policy
-        if name == "step" and not (self.group.get("capturable") or self.group.get("fused")):
-            return torch.device("cpu")
-        return self.parameter.device
-
-
-def _decode_state(node: Any, live: Any, name: str, at: _Place) -> Any:
-    if not isinstance(node, dict) or TAG in node:
-        return decode_into(node, at.tensors, live, name, at.plan)
-    state: dict[Any, Any] = {}
-    for key, item in node.items():
-        peer = live.get(key) if isinstance(live, dict) else None
-        if isinstance(item, dict) and item.get(TAG) == "tensor":
-            state[key] = at.tensor(item["v"], key, peer)
-        else:
-            value = decode_into(item, at.tensors, peer, f"{name}/{key}", at.plan)
-            state[key] = _to_device(value, at.parameter.device)
-    return state
-
-
-def _to_device(value: Any, device: torch.device) -> Any:
-    if isinstance(value, Tensor):
-        return value.to(device)
-    if type(value) in (list, tuple):
-        return type(value)(_to_device(v, device) for v in value)
-    return value
 
 
 def _attach(

@@ -19,6 +19,7 @@ from holdtrue.records.values import TAG, Decoding
 from holdtrue.restore.fresh import Fresh, decode_value, unusable
 from holdtrue.restore.memento import remember
 from holdtrue.restore.plan import Action, Copy, Plan, grouped
+from holdtrue.restore.scheduler import fit_scheduler
 
 Undo = Callable[[], None]
 
@@ -58,7 +59,9 @@ def _plan_revivals(decoding: Decoding, path: str, plan: Plan) -> None:
         plan.found(_unknown_classes(decoding.unmatched))
         return
     for revival in decoding.revivals:
-        plan.actions.append(Action(revival.path or path, _revive(revival)))
+        where = revival.path or path
+        fitted = fit_scheduler(where, revival, plan)
+        plan.actions.append(Action(where, _revive(fitted)))
 
 
 def plan_loader(name: str, part: Part, live: Any, plan: Plan, tensors: Fresh) -> None:
