@@ -222,6 +222,17 @@ def test_matching_by_position_is_never_silent(tmp_path: Path, named: bool) -> No
         assert "optimizer-by-position" not in {f.code for f in report.findings}
 
 
+def test_an_optimizer_inside_a_list_is_matched_by_position_aloud(tmp_path: Path) -> None:
+    model, fresh = Net(1), Net(2)
+    optimizer, other = (torch.optim.Adam(m.parameters()) for m in (model, fresh))
+    train(model, [optimizer], 0, 2)
+    holdtrue.save(tmp_path / "c", model=model, os=[optimizer])
+    report = holdtrue.open(tmp_path / "c").restore(model=fresh, os=[other])
+    (found,) = [f for f in report.findings if f.code == "optimizer-by-position"]
+    assert (found.severity, found.where) == ("warning", "os[0]")
+    assert train(fresh, [other], 2) == train(model, [optimizer], 2)
+
+
 # -- the order and grouping of parameters ------------------------------------------------
 
 

@@ -19,7 +19,7 @@ from holdtrue.restore.casting import dtype_findings
 from holdtrue.restore.fresh import Fresh
 from holdtrue.restore.moments import Place, decode_state
 from holdtrue.restore.plan import Action, Groups, Plan, grouped
-from holdtrue.restore.value import decode_into
+from holdtrue.restore.value import by_position, decode_into
 
 # Settings that say how a step is computed, not what: they follow the machine, not the file.
 _EXECUTION = frozenset({"foreach", "fused", "capturable"})
@@ -96,17 +96,6 @@ def _by_position(
             else "give the model to the same save() and restore(), so that names are known; until "
             "then keep the parameters in the saved order",
         )
-    )
-
-
-def by_position(where: str, what: str, why: str, fix: str) -> Finding:
-    return Finding(
-        code="optimizer-by-position",
-        severity="warning",
-        where=where,
-        what=what,
-        why=f"{why}; another order would put state on the wrong parameters",
-        fix=fix,
     )
 
 
