@@ -90,7 +90,7 @@ def _place(item: Copy, data: memoryview) -> None:
         place_bytes(item.into, data)
         return
     dtype = dtype_named(item.lazy.dtype)
-    source = torch.empty(item.lazy.shape, dtype=dtype)
+    source = torch.empty(item.lazy.shape, dtype=dtype, device="cpu")
     place_bytes(source, data)
     with torch.no_grad():
         item.into.detach().copy_(source)

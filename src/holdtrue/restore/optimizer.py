@@ -231,7 +231,7 @@ def _alike(a: dict[str, Any], b: dict[str, Any]) -> bool:
 
 def _same(a: Any, b: Any) -> bool:
     if isinstance(a, Tensor) or isinstance(b, Tensor):
-        return bool(torch.as_tensor(a).cpu().equal(torch.as_tensor(b).cpu()))
+        return bool(torch.as_tensor(a, device="cpu").equal(torch.as_tensor(b, device="cpu")))
     return bool(a == b)
 
 
