@@ -524,6 +524,29 @@ def test_tensors_made_in_inference_mode(tmp_path: Path) -> None:
     assert torch.equal(saved.weight, target.weight)
 
 
+def test_a_restore_in_inference_mode_leaves_targets_that_can_be_trained(tmp_path: Path) -> None:
+    def step(model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+        optimizer.zero_grad()
+        model(torch.ones(1, 2)).sum().backward()
+        optimizer.step()
+
+    model, fresh = nn.Linear(2, 2), nn.Linear(2, 2)
+    optimizer, other = torch.optim.Adam(model.parameters()), torch.optim.Adam(fresh.parameters())
+    step(model, optimizer)
+    holdtrue.save(tmp_path / "c", model=model, optimizer=optimizer)
+    with torch.inference_mode():
+        wide = nn.Linear(2, 2, dtype=torch.float64)
+        holdtrue.open(tmp_path / "c").restore(model=fresh, optimizer=other)
+        holdtrue.open(tmp_path / "c").restore(model=wide)
+    assert torch.equal(wide.weight, model.weight.double())
+    holdtrue.open(tmp_path / "c").restore(model=wide)
+    assert not any(t.is_inference() for s in other.state.values() for t in s.values())
+    for _ in range(2):
+        step(model, optimizer)
+        step(fresh, other)
+    assert torch.equal(fresh.weight, model.weight)
+
+
 def test_values_are_read_to_the_cpu_whatever_the_default_device_is(tmp_path: Path) -> None:
     base = torch.rand(6)
     value = {
