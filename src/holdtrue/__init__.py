@@ -3,6 +3,8 @@
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from holdtrue.capture.buildable import buildable
+    from holdtrue.capture.probe import Probe
     from holdtrue.checkpoint import Checkpoint, open, verify
     from holdtrue.doctor.convert import Converted, convert
     from holdtrue.doctor.diff import Difference, diff
@@ -22,11 +24,13 @@ __all__ = [
     "HoldtrueError",
     "Keep",
     "OpenError",
+    "Probe",
     "Report",
     "RestoreError",
     "Run",
     "SaveError",
     "Saved",
+    "buildable",
     "convert",
     "diff",
     "open",
@@ -37,6 +41,8 @@ __all__ = [
 
 _HOMES = {
     "Checkpoint": "checkpoint",
+    "Probe": "capture.probe",
+    "buildable": "capture.buildable",
     "open": "checkpoint",
     "verify": "checkpoint",
     "Converted": "doctor.convert",

@@ -5,10 +5,11 @@ from collections import OrderedDict
 from collections.abc import Iterable, Mapping
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from holdtrue.doctor.environments import compare_environments
 from holdtrue.engine.read import verify_storages
-from holdtrue.errors import DamageError
+from holdtrue.errors import DamageError, HoldtrueError
 from holdtrue.findings import Finding, Report, report
 from holdtrue.formats.checkpoint_directory import read_manifest, to_view
 from holdtrue.formats.module_tree import is_module, state_dict
@@ -16,11 +17,15 @@ from holdtrue.formats.opening import read as read_any
 from holdtrue.formats.tree_map import map_tensors
 from holdtrue.formats.verifying import verify_view
 from holdtrue.formats.view import LazyTensor, View
+from holdtrue.records.environment import Environment
 from holdtrue.records.manifest import NAME, Manifest
 from holdtrue.records.trust import Trust, trust
 from holdtrue.records.values import Decoding, NodeError, decode
 from holdtrue.storage.locating import is_ours, locate
 from holdtrue.stored import StoredTensor, StoredTensors
+
+if TYPE_CHECKING:
+    import torch
 
 
 class Checkpoint:
@@ -60,6 +65,11 @@ class Checkpoint:
     def manifest(self) -> Manifest | None:
         """holdtrue's own manifest; None for files of other formats."""
         return self._manifest
+
+    @property
+    def environment(self) -> Environment | None:
+        """What wrote it: machine, libraries, flags, command, commit; None for other formats."""
+        return self._manifest.environment if self._manifest else None
 
     @property
     def view(self) -> View:
@@ -115,6 +125,7 @@ class Checkpoint:
         rename: Mapping[str, str] | None = None,
         trust: Iterable[type | str] = (),
         rng: bool | None = None,
+        probe: Any = False,
         **targets: Any,
     ) -> Report:
         """Put the saved state into live objects, in place: all of it, or nothing.
@@ -122,12 +133,15 @@ class Checkpoint:
         `allow` accepts differences by their finding codes. `only` restricts modules to names that
         match a pattern; `rename` maps saved names, {"old.*": "new.*"}. `rng` restores the global
         random states; by default when an optimizer is among the targets, since that is a resume.
+        `probe=True` runs the probe that was saved, with the restored model (`probe=inputs` where
+        they were too large to keep), and adds what it says to the report.
 
         Raises RestoreError when something does not fit, and DamageError when bytes on disk are not
         those that were written; either way nothing has been changed.
         """
         from torch.optim import Optimizer
 
+        from holdtrue.capture.environment import environment
         from holdtrue.capture.parts import RNG
         from holdtrue.restore.apply import apply
         from holdtrue.restore.foreign import foreign_targets
@@ -147,7 +161,46 @@ class Checkpoint:
             plan.findings += noticed
         else:
             plan = plan_restore(self._manifest.parts, fresh, targets, choice, resume)
-        return apply(plan, str(self.path))
+            saved, here = self._manifest.environment, environment()
+            plan.findings += compare_environments(saved, here, resume=resume)
+        done = apply(plan, str(self.path))
+        return done if probe is False else self._probed(done, probe, targets)
+
+    def _probed(self, done: Report, probe: Any, targets: Mapping[str, Any]) -> Report:
+        from holdtrue.restore.probing import check_probe
+
+        if self._manifest is None:
+            return report(done.subject, done.findings, ("the probe: none was saved",))
+        said = check_probe(self._manifest, self._fresh(), targets, probe)
+        return report(done.subject, [*done.findings, *said.findings], said.not_checked)
+
+    def build(
+        self,
+        part: str = "model",
+        *,
+        trust: Iterable[type | str] = (),
+        allow: str | Iterable[str] = (),
+    ) -> "torch.nn.Module":
+        """A new module of the saved architecture with the saved state, on the CPU.
+
+        Only classes that are imported already and that `trust` names, by class or by package, are
+        built; torch.nn's own need no word. Raises RestoreError where the checkpoint cannot tell how
+        the module is built, or the classes are not trusted, not imported, or not the same any more.
+        """
+        from holdtrue.restore.foreign_modules import build_foreign
+        from holdtrue.restore.fresh import Fresh
+        from holdtrue.restore.rebuilding import build_part
+
+        if part not in self.parts:
+            raise KeyError(f"{self.path} has no part {part!r}; it has {', '.join(self.parts)}")
+        agreed = _joined(self._agreed, trust)
+        if self._manifest is None:
+            return build_foreign(part, foreign_parts(self._view)[part], agreed, str(self.path))
+        fresh, record = Fresh(self._view.tensors, agreed), self._manifest.parts[part]
+        module = build_part(part, record, fresh, agreed, str(self.path))
+        target: dict[str, Any] = {part: module}
+        self.restore(allow=allow, trust=trust, rng=False, **target)
+        return module
 
     def _fresh(self) -> Any:
         from holdtrue.restore.fresh import Fresh
@@ -191,12 +244,32 @@ def open(path: str | os.PathLike[str], *, trust: Iterable[type | str] = ()) -> C
     return Checkpoint(place, to_view(place, manifest), agreed, manifest)
 
 
-def verify(path: str | os.PathLike[str]) -> Report:
+def verify(path: str | os.PathLike[str], *, model: Any = None, preprocess: Any = None) -> Report:
     """Read every byte of a checkpoint and compare it with what its format keeps. Needs no torch.
 
     holdtrue's own are checked in full; for other formats the report says, as not checked, what they
     cannot prove. Damage is in the report; what cannot be opened at all raises OpenError.
+
+    With a `model`, or a function that makes one, the saved probe is run as well: with a copy of the
+    model that has been restored, and with `preprocess` where the probe goes through one.
     """
+    found = _verify(path)
+    if model is None or not found.ok:
+        return found
+    from holdtrue.restore.probing import verify_probe
+
+    try:
+        said = verify_probe(open(path), model, preprocess)
+    except HoldtrueError as error:
+        said = error.report
+    return report(
+        found.subject,
+        [*found.findings, *said.findings],
+        [*found.not_checked, *said.not_checked],
+    )
+
+
+def _verify(path: str | os.PathLike[str]) -> Report:
     place = locate(path)
     try:
         if not is_ours(place):

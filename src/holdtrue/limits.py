@@ -30,17 +30,28 @@ class Limits(Struct, frozen=True, kw_only=True):
     expanded_bytes: int = 4 * GIB  # of one tensor whose strides repeat its bytes
     dimensions: int = 64  # of one tensor; torch itself stops at 64
 
+    build_calls: int = 1_000_000  # calls of torch while a module is built from its recipe
+
+    # What a save says of its origin.
+    diff_bytes: int = 256 * KIB  # of the working tree's changes against the commit; 0 keeps none
+    hostname: int = 0  # 1 keeps the machine's name
+
+    probe_bytes: int = 1 * MIB  # of a probe's inputs, and of its outputs, that are kept by value
+
     # How files are laid out and moved.
     shard_bytes: int = 4 * GIB  # a part's tensors are split into files of about this size
     chunk_bytes: int = 8 * MIB  # one read or write
     threads: int = 4  # readers or writers at once; they release the GIL
 
 
+_SWITCHES = frozenset({"diff_bytes", "hostname"})  # 0 is a value for these
+
+
 def _from_environment() -> Limits:
     found: dict[str, int] = {}
     for field in fields(Limits):
         text = os.environ.get("HOLDTRUE_" + field.name.upper(), "")
-        if text.isdecimal() and int(text) > 0:
+        if text.isdecimal() and (int(text) > 0 or field.name in _SWITCHES):
             found[field.name] = int(text)
     return Limits(**found)
 

@@ -1,22 +1,19 @@
 """Saving one checkpoint: capture, refuse or lay out, write, publish."""
 
 import os
-import platform
 import re
-import sys
 import time
 from collections.abc import Mapping
 from datetime import UTC, datetime
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any, SupportsFloat
 
-import numpy as np
-import torch
 from msgspec import Struct
 from msgspec.structs import replace
 
+from holdtrue.capture.environment import environment
 from holdtrue.capture.parts import RNG, Captured, capture
+from holdtrue.capture.probe import PROBE
 from holdtrue.capture.tensors import tensor_set
 from holdtrue.capture.values import ValueEncoder
 from holdtrue.engine.layout import PlannedFile, lay_out
@@ -25,18 +22,19 @@ from holdtrue.errors import SaveError
 from holdtrue.findings import Finding, report
 from holdtrue.records.manifest import (
     NAME,
+    SOURCE,
     Chunk,
-    Environment,
     Manifest,
     Ranking,
     encode_manifest,
 )
-from holdtrue.storage.commit import publish, write_synced
+from holdtrue.restore.proving import with_recipes
+from holdtrue.storage.commit import publish, sync_directory, write_synced
 from holdtrue.storage.failures import already_exists, not_written
 
 _PART_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,99}\Z")
 # Names that a file system or the format has taken.
-_TAKEN = frozenset({RNG, "manifest", "source", "con", "prn", "aux", "nul"})
+_TAKEN = frozenset({RNG, PROBE, "manifest", SOURCE, "con", "prn", "aux", "nul"})
 
 
 class Saved(Struct, frozen=True, kw_only=True):
@@ -55,6 +53,7 @@ def save(
     step: int | None = None,
     metrics: Mapping[str, Any] | None = None,
     overwrite: bool = False,
+    probe: Any = None,
     **parts: Any,
 ) -> Saved:
     """Keep `parts` as one checkpoint at `path`, durable when this returns.
@@ -62,10 +61,13 @@ def save(
     Parts are modules, optimizers, schedulers, scalers, loaders, objects and plain values, each
     under the name it will have. The global random states are always kept as part `rng`.
 
+    `probe` are inputs for the first module (or a `Probe`): what it answers is kept, so that a
+    restore can tell whether the model still computes the same.
+
     Raises SaveError, before a byte is written, when a value cannot be kept or `path` exists (unless
     `overwrite`), and when the disk is full or refuses; what was there before is then unchanged.
     """
-    return write_checkpoint(Path(path), parts, step, metrics, None, overwrite)
+    return write_checkpoint(Path(path), parts, step, metrics, None, overwrite, probe)
 
 
 def write_checkpoint(
@@ -75,14 +77,15 @@ def write_checkpoint(
     metrics: Mapping[str, Any] | None,
     ranking: Ranking | None,
     overwrite: bool = False,
+    probe: Any = None,
 ) -> Saved:
     """`save`, and what a run adds to it."""
     began = time.perf_counter()
-    captured, files, metrics_node = _prepare(target, parts, metrics, overwrite)
+    captured, files, metrics_node = _prepare(target, parts, metrics, overwrite, probe)
     manifest = Manifest(
         created=datetime.now(UTC).isoformat(timespec="seconds"),
         environment=environment(),
-        parts=captured.parts,
+        parts=with_recipes(captured.parts, parts),
         tensors=captured.tensors,
         files={f.name: f.record for f in files},
         step=step,
@@ -91,7 +94,11 @@ def write_checkpoint(
     )
     try:
         with publish(target, replace=overwrite) as staged:
+            if captured.texts:
+                (staged / SOURCE).mkdir()
             digests = write_files(staged, files, captured.sources)
+            if captured.texts:
+                sync_directory(staged / SOURCE)
             raw = encode_manifest(replace(manifest, tensors=_placed(captured, files, digests)))
             write_synced(staged / NAME, raw)
     except OSError as error:
@@ -105,7 +112,11 @@ def write_checkpoint(
 
 
 def _prepare(
-    target: Path, parts: Mapping[str, Any], metrics: Mapping[str, Any] | None, overwrite: bool
+    target: Path,
+    parts: Mapping[str, Any],
+    metrics: Mapping[str, Any] | None,
+    overwrite: bool,
+    probe: Any,
 ) -> tuple[Captured, list[PlannedFile], Any]:
     findings = _check_names(parts)
     if not overwrite and os.path.lexists(target):
@@ -114,13 +125,17 @@ def _prepare(
         findings.append(_foreign(target))
     if findings:
         raise SaveError(report(str(target), findings))
-    captured = capture(parts)
+    captured = capture(parts, probe)
     numbers = tensor_set("metrics")
     node = ValueEncoder(numbers).encode(dict(metrics), "") if metrics is not None else None
     findings = [*captured.findings, *numbers.findings, *_metric_findings(metrics, numbers.records)]
     if any(f.severity == "error" for f in findings):
         raise SaveError(report(str(target), findings))
-    return captured, lay_out(captured.tensors, captured.sources), node
+    files = lay_out(captured.tensors, captured.sources)
+    for name, text in captured.texts.items():
+        raw = text.encode("utf-8", "backslashreplace")
+        files.append(PlannedFile(name, raw, len(raw), ()))
+    return captured, files, node
 
 
 def _placed(
@@ -135,20 +150,6 @@ def _placed(
         key: replace(record, chunks=(chunks[key],)) if key in chunks else record
         for key, record in captured.tensors.items()
     }
-
-
-def environment() -> Environment:
-    """What this process runs on, as far as loading or resuming may depend on it."""
-    devices = range(torch.cuda.device_count()) if torch.cuda.is_available() else ()
-    return Environment(
-        holdtrue=version("holdtrue"),
-        python=platform.python_version(),
-        torch=str(torch.__version__),
-        numpy=np.__version__,
-        platform=f"{sys.platform}-{platform.machine()}",
-        threads=torch.get_num_threads(),
-        accelerators=tuple(torch.cuda.get_device_name(i) for i in devices),
-    )
 
 
 def _check_names(parts: Mapping[str, Any]) -> list[Finding]:

@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from typing import Any
 
+import msgspec
 import torch
 
 from holdtrue.records import leaf_nodes
@@ -23,3 +24,11 @@ LEAVES: dict[type, Callable[[Any], Any]] = {
     torch.layout: tagged("layout", lambda v: str(v).removeprefix("torch.")),
     torch.memory_format: tagged("memory_format", lambda v: str(v).removeprefix("torch.")),
 }
+
+
+def leaf_node(value: Any) -> Any:
+    """The node of a value that holds no others; msgspec.UNSET for anything else."""
+    if value is None or type(value) is bool:
+        return value
+    leaf = LEAVES.get(type(value))
+    return msgspec.UNSET if leaf is None else leaf(value)

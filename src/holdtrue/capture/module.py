@@ -4,7 +4,7 @@ Parameters and buffers are taken from the modules themselves, not from `state_di
 out non-persistent buffers, and its hooks may rename or drop what is really there.
 """
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from typing import Any
 
 from msgspec import Struct
@@ -59,6 +59,12 @@ def layers(module: nn.Module) -> Iterator[nn.Module]:
         if not isinstance(wrapped, nn.Module):
             return
         module = wrapped
+
+
+def unwrap(module: nn.Module) -> nn.Module:
+    """The module inside any known wrappers."""
+    *_, inner = layers(module)
+    return inner
 
 
 def walk(
@@ -144,7 +150,8 @@ def has_getstate(module: nn.Module) -> bool:
     return not library and hasattr(cls, "__setstate__")
 
 
-INTERNALS = frozenset(vars(nn.Module())) | {"_is_full_backward_hook"}
+# What torch keeps on a module for itself, and `holdtrue.buildable` for the recipe.
+INTERNALS = frozenset(vars(nn.Module())) | {"_is_full_backward_hook", "_holdtrue_arguments"}
 
 
 def own_state(state: Any) -> Any:
@@ -152,6 +159,18 @@ def own_state(state: Any) -> Any:
     if not isinstance(state, dict):
         return state
     return {k: v for k, v in state.items() if k not in INTERNALS and not isinstance(v, nn.Module)}
+
+
+def names_of_own_state(module: nn.Module) -> Collection[str]:
+    """The attributes that a class's own `__getstate__` keeps; all, where it gives no dict."""
+    if not has_getstate(module):
+        return ()
+    try:
+        taken: Any = module
+        state = own_state(taken.__getstate__())
+    except Exception:  # the module's own code; the save itself says so
+        return ()
+    return state.keys() if isinstance(state, dict) else vars(module).keys()
 
 
 def restored_state(module: nn.Module, state: Any) -> Any:

@@ -6,11 +6,14 @@ from typing import Any
 import msgspec
 import torch
 from msgspec import Struct
+from msgspec.structs import replace
 from torch import Tensor, nn
 
+from holdtrue.capture.architecture import capture_architecture
 from holdtrue.capture.loader import capture_loader, is_plain_loader
 from holdtrue.capture.module import capture_module, entries
 from holdtrue.capture.optimizer import capture_optimizer
+from holdtrue.capture.probe import PROBE, capture_probe
 from holdtrue.capture.rng import capture_rng, sources
 from holdtrue.capture.tensors import Source, TensorSet, finish, tensor_set
 from holdtrue.capture.values import ValueEncoder
@@ -28,6 +31,7 @@ class Captured(Struct, frozen=True, eq=False):
     tensors: dict[str, TensorRecord]  # without chunks: not yet laid out
     sources: dict[str, Source]
     findings: list[Finding]
+    texts: dict[str, str]  # files of source code
 
 
 def known_tensors(parts: Mapping[str, Any]) -> dict[int, str]:
@@ -44,9 +48,11 @@ def known_tensors(parts: Mapping[str, Any]) -> dict[int, str]:
     return known
 
 
-def capture(parts: Mapping[str, Any]) -> Captured:
-    """Read the state of every part, and the random states. Findings say what cannot be kept."""
-    captured = Captured({}, {}, {}, [])
+def capture(parts: Mapping[str, Any], probe: Any = None) -> Captured:
+    """Read the state of every part, the random states, and what the probe's inputs give.
+
+    Findings say what cannot be kept."""
+    captured = Captured({}, {}, {}, [], {})
     known = known_tensors(parts)
     # First, and put back: a loader that is asked for its state may draw random numbers, and a save
     # must not change the training that goes on.
@@ -56,11 +62,53 @@ def capture(parts: Mapping[str, Any]) -> Captured:
         into = tensor_set(name)
         captured.parts[name] = _capture_part(name, value, known, into)
         _gather(captured, into)
+        if isinstance(value, nn.Module):
+            _add_architecture(captured, name, value)
+    if probe is not None:
+        into = tensor_set(PROBE)
+        answered = capture_probe(probe, parts, into)
+        if answered is not None:
+            captured.parts[PROBE] = answered
+        _gather(captured, into)
     for source, state in before.values():
         source.set(state)
     captured.parts[RNG] = rng
     _gather(captured, drawn)
     return captured
+
+
+def _add_architecture(captured: Captured, name: str, model: nn.Module) -> None:
+    """Beside the state, and never instead of it: what cannot be described does not stop a save."""
+    try:
+        made = capture_architecture(model)
+    except Exception as error:  # descriptors and attributes of the model's own classes
+        captured.findings.append(_not_described(name, error))
+        return
+    placed = {_free(file, text, name, captured.texts): text for file, text in made.sources.items()}
+    record = replace(made.record, files=tuple(placed))
+    captured.parts[name] = replace(captured.parts[name], architecture=record)
+    captured.texts.update(placed)
+
+
+def _free(file: str, text: str, part: str, texts: Mapping[str, str]) -> str:
+    """The name for a source file; another where a part before has another text under it."""
+    taken = {name.lower(): name for name in texts}
+    twin = taken.get(file.lower())
+    if twin is None or (twin == file and texts[twin] == text):
+        return file
+    folder, _, name = file.rpartition("/")
+    return _free(f"{folder}/{part}.{name}", text, part, texts)
+
+
+def _not_described(name: str, error: Exception) -> Finding:
+    return Finding(
+        code="architecture-not-recorded",
+        severity="warning",
+        where=name,
+        what="the weights are kept, and not what the model is beside them",
+        why=f"describing it raised {type(error).__name__}: {error}",
+        fix="a restore cannot compare the architecture; check it by hand",
+    )
 
 
 def has_own_state(value: Any) -> bool:

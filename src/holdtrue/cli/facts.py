@@ -5,7 +5,8 @@ from typing import Any
 from rich.text import Text
 
 from holdtrue.checkpoint import Checkpoint
-from holdtrue.cli.render import age, counted, size
+from holdtrue.cli.origins import origin_of_ours
+from holdtrue.cli.render import counted, size
 from holdtrue.formats.view import LazyTensor
 from holdtrue.stored import tensor_bytes
 
@@ -60,15 +61,7 @@ def origin(checkpoint: Checkpoint) -> list[str]:
     """Who wrote it, when, and what the format says of itself."""
     about = checkpoint.about
     if checkpoint.manifest is not None:
-        made = checkpoint.manifest.environment
-        lines = [
-            f"saved {age(checkpoint.created)} ago ({checkpoint.created}) by holdtrue "
-            f"{made.holdtrue}, torch {made.torch}, Python {made.python}, {made.platform}"
-        ]
-        if checkpoint.metrics:
-            metrics = ", ".join(f"{k} {v}" for k, v in checkpoint.metrics.items())
-            lines.append(f"metrics {metrics}")
-        return lines
+        return origin_of_ours(checkpoint, checkpoint.manifest.environment)
     lines = [f"written by {about['writer']}"] if about.get("writer") else []
     rest = [f"{k.replace('_', ' ')} {_plain(v)}" for k, v in about.items() if v and k not in _APART]
     return [*lines, ", ".join(rest)] if rest else lines

@@ -11,7 +11,9 @@ from rich.text import Text
 from holdtrue.checkpoint import Checkpoint, foreign_parts
 from holdtrue.checkpoint import open as open_checkpoint
 from holdtrue.cli.facts import heading, origin, waste, would_run
+from holdtrue.cli.origins import can_be_built
 from holdtrue.cli.render import counted, show_json, size, stdout, styled_finding
+from holdtrue.cli.source import architecture_lines, source_texts
 from holdtrue.cli.subtrees import Leaf, rows
 from holdtrue.formats.module_tree import is_module, state_dict
 from holdtrue.formats.view import LazyTensor
@@ -24,8 +26,9 @@ _MOST = 32  # rows of one part, unless all are asked for
 @click.command(name="inspect", short_help="What a checkpoint holds.")
 @click.argument("path")
 @click.option("--all", "everything", is_flag=True, help="Every tensor, however many there are.")
+@click.option("--source", is_flag=True, help="The text of the model's own code.")
 @click.option("--json", is_flag=True, help="Everything as JSON.")
-def command(path: str, everything: bool, json: bool) -> None:
+def command(path: str, everything: bool, source: bool, json: bool) -> None:
     """What a checkpoint of any format holds: parts, tensors, values, origin, and what it would have
     run if it had been unpickled. Nothing of it is run, and torch is not needed."""
     checkpoint = open_checkpoint(path)
@@ -33,14 +36,21 @@ def command(path: str, everything: bool, json: bool) -> None:
         show_json(_as_json(checkpoint))
         return
     console = stdout()
+    if source:
+        for text in source_texts(checkpoint):
+            console.print(text)
+        return
     console.print(heading(checkpoint))
-    for line in origin(checkpoint):
+    for line in (*origin(checkpoint), *architecture_lines(checkpoint)):
         console.print(Text(line, style="dim"))
     most = 10**9 if everything else _MOST
     leaves = _leaves(checkpoint)
     for name, value in _parts(checkpoint).items():
         console.print()
         console.print(_part(checkpoint, name, value, leaves.get(name, {}), most))
+        line = can_be_built(checkpoint.manifest.parts[name]) if checkpoint.manifest else ""
+        if line:
+            console.print(Text("  " + line, style="dim"))
     for block in (waste(checkpoint), would_run(checkpoint)):
         if block is not None:
             console.print()
@@ -95,6 +105,20 @@ def _kind(checkpoint: Checkpoint, name: str, value: Any) -> str:
     return value.class_name if isinstance(value, Record) else type(value).__name__
 
 
+def _built(checkpoint: Checkpoint, name: str) -> dict[str, Any]:
+    """For a module: whether and how it can be built again."""
+    part = checkpoint.manifest.parts[name] if checkpoint.manifest else None
+    if part is None or part.rebuild is None:
+        return {}
+    recipe = part.rebuild.recipe
+    return {"buildable": recipe is not None, "how": can_be_built(part)}
+
+
+def _architecture(checkpoint: Checkpoint, name: str) -> Any:
+    part = checkpoint.manifest.parts[name] if checkpoint.manifest else None
+    return msgspec.to_builtins(part.architecture) if part else None
+
+
 def _leaf(tensor: StoredTensor) -> Leaf:
     what = f"{tensor.dtype} {list(tensor.shape)}"
     extra: list[str] = [tensor.layout] if tensor.layout != "strided" else []
@@ -129,7 +153,11 @@ def _as_json(checkpoint: Checkpoint) -> dict[str, Any]:
         "environment": msgspec.to_builtins(manifest.environment) if manifest else None,
         "about": msgspec.to_builtins(checkpoint.about, enc_hook=str),
         "parts": {
-            name: {"kind": _kind(checkpoint, name, value)}
+            name: {
+                "kind": _kind(checkpoint, name, value),
+                "architecture": _architecture(checkpoint, name),
+                **_built(checkpoint, name),
+            }
             for name, value in _parts(checkpoint).items()
         },
         "tensors": {

@@ -1,7 +1,9 @@
 """holdtrue verify: every byte against its digest."""
 
 import sys
+from importlib import import_module
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -14,18 +16,22 @@ from holdtrue.storage.locating import steps
 
 @click.command(name="verify", short_help="Read every byte and compare it with its digest.")
 @click.argument("path")
+@click.option("--model", metavar="PKG.MOD:NAME", help="Makes the model: runs the saved probe too.")
 @click.option("--json", is_flag=True, help="The report as JSON.")
-def command(path: str, json: bool) -> None:
+def command(path: str, model: str | None, json: bool) -> None:
     """Read every byte of a checkpoint, or of every checkpoint of a run, and compare it.
+
+    With --model, import what makes the model, restore into it, and run the probe that was saved.
 
     Exit status 0: all is as it was written; 1: something is not; 2: it could not be read.
     """
+    factory = _imported(model) if model else None
     places = [str(p) for p in steps(Path(path)).values()] or [path]
     reports: list[Report] = []
     worst = 0
     for place in places:
         try:
-            found = verify(place)
+            found = verify(place, model=factory)
             worst = max(worst, 0 if found.ok else 1)
         except HoldtrueError as error:
             found = error.report
@@ -37,6 +43,21 @@ def command(path: str, json: bool) -> None:
         values = [report_to_builtins(r) for r in reports]
         show_json(values[0] if len(values) == 1 else values)
     sys.exit(worst)
+
+
+def _imported(name: str) -> Any:
+    """What the person at the command line names, and thereby agrees to run: package.module:name."""
+    module, _, attribute = name.partition(":")
+    sys.path.insert(0, "")
+    try:
+        found: Any = import_module(module)
+        for part in attribute.split("."):
+            found = getattr(found, part)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise click.BadParameter(f"{name!r}: {error}", param_hint="--model") from None
+    if not callable(found):
+        raise click.BadParameter(f"{name!r} cannot be called", param_hint="--model")
+    return found
 
 
 def _show(report: Report) -> None:

@@ -21,13 +21,14 @@ from holdtrue.engine.write import Progress, write_files
 from holdtrue.formats.checkpoint_directory import read_manifest
 from holdtrue.formats.tree_walk import name_of
 from holdtrue.formats.view import LazyTensor, View
+from holdtrue.records.environment import Environment
 from holdtrue.records.inert import Record
 from holdtrue.records.leaf_nodes import is_unicode
-from holdtrue.records.manifest import NAME, Chunk, Environment, Manifest, Part, encode_manifest
+from holdtrue.records.manifest import NAME, Chunk, Manifest, Part, encode_manifest
 from holdtrue.storage.commit import publish, write_synced
 
 # Names that a file system or the format has taken.
-_TAKEN = frozenset({"rng", "manifest", "source", "con", "prn", "aux", "nul"})
+_TAKEN = frozenset({"rng", "probe", "manifest", "source", "con", "prn", "aux", "nul"})
 
 
 class Plan:

@@ -17,7 +17,15 @@ from holdtrue.limits import limits
 from holdtrue.records.arrays import dtype_of
 from holdtrue.records.consistency import find_problem
 from holdtrue.records.dtypes import DTYPES, PACKED, contiguous_stride, packed_bytes, product
-from holdtrue.records.manifest import NAME, Chunk, Manifest, Part, TensorRecord, decode_manifest
+from holdtrue.records.manifest import (
+    NAME,
+    SOURCE,
+    Chunk,
+    Manifest,
+    Part,
+    TensorRecord,
+    decode_manifest,
+)
 from holdtrue.records.values import Decoding, NodeError, decode
 
 
@@ -67,6 +75,22 @@ def to_view(directory: Path, manifest: Manifest) -> View:
     return View(path=str(directory), format="holdtrue", about=about, tree=tree, tensors=tensors)
 
 
+def read_source(directory: Path, manifest: Manifest) -> dict[str, str]:
+    """The text of a model's own code, by file name. Raises DamageError where it was changed."""
+    found: dict[str, str] = {}
+    for name, record in manifest.files.items():
+        if name.startswith(f"{SOURCE}/"):
+            path = directory / name
+            try:
+                raw = path.read_bytes()
+            except OSError as error:
+                raise unreadable(path, error) from None
+            if xxhash.xxh3_128_hexdigest(raw) != record.header_digest:
+                raise DamageError(report(str(directory), [_flipped(path, "it")]))
+            found[name] = raw.decode("utf-8", "replace")
+    return found
+
+
 def _tree(name: str, part: Part, tensors: dict[str, LazyTensor]) -> Any:
     if part.kind not in ("module", "optimizer") or not isinstance(part.state, dict):
         return _value(name, part.state, tensors)
@@ -95,7 +119,8 @@ def _check_files(directory: Path, manifest: Manifest) -> tuple[dict[str, Header]
         path = directory / name
         try:
             size = os.lstat(path).st_size
-            if not path.is_file() or path.is_symlink():
+            linked = path.is_symlink() or (path.parent != directory and path.parent.is_symlink())
+            if linked or not path.is_file():
                 findings.append(_not_a_file(path))
                 continue
             if size != expected.nbytes:

@@ -10,12 +10,13 @@ from typing import Any
 import msgspec
 
 from holdtrue.limits import limits
+from holdtrue.records.architecture import find_record_problem
 from holdtrue.records.dtypes import DTYPES, OVERLAP_FACTOR, extent, product
 from holdtrue.records.manifest import Chunk, FileRecord, Manifest, Part, TensorRecord
 from holdtrue.records.parts import ModuleState, OptimizerState
 from holdtrue.records.values import TAG
 
-_FILE_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,199}\Z")
+_FILE_NAME = re.compile(r"(source/)?[A-Za-z0-9_][A-Za-z0-9_.-]{0,199}\Z")
 _DIGEST = re.compile(r"[0-9a-f]{32}\Z")
 _QUANTIZED = frozenset({"quint8", "qint8", "qint32", "quint4x2", "quint2x4"})
 # layout → the components that it is made of; None for any
@@ -57,14 +58,14 @@ def find_problem(manifest: Manifest) -> str | None:
 
 
 def is_file_name(name: str) -> bool:
-    """True for a name that is one plain path component on every system."""
+    """True for a name that is one plain path component on every system, or one under source/."""
     return bool(_FILE_NAME.match(name)) and not name.endswith(".")
 
 
 def _file_problem(name: str, file: FileRecord) -> str | None:
     if not is_file_name(name):
         return "is not a plain name"
-    if not 0 <= file.header <= file.nbytes < 1 << 63:
+    if not 0 <= file.header <= min(file.nbytes, limits().header_bytes) or file.nbytes >= 1 << 63:
         return f"claims {file.header:,} of {file.nbytes:,} bytes before its data"
     return None if _DIGEST.match(file.header_digest) else "has no digest of its header"
 
@@ -200,6 +201,9 @@ def _overlap_problem(tensors: Mapping[str, TensorRecord]) -> str | None:
 
 
 def _part_problem(name: str, part: Part, manifest: Manifest) -> str | None:
+    problem = find_record_problem(part.architecture) if part.architecture else None
+    if problem:
+        return f"has an architecture record where {problem}"
     shapes: dict[str, Any] = {"module": ModuleState, "optimizer": OptimizerState}
     if part.kind == "rng" and not isinstance(part.state, dict):
         return "has no random states"

@@ -14,10 +14,14 @@ from msgspec import Struct, field
 from holdtrue.errors import DamageError, HoldtrueError, OpenError, fail
 from holdtrue.findings import Finding
 from holdtrue.limits import limits
+from holdtrue.records.architecture import Architecture
+from holdtrue.records.environment import Environment
+from holdtrue.records.recipe import Rebuild
 
 FORMAT = "holdtrue"
 VERSION = 1
 NAME = "manifest.json"
+SOURCE = "source"  # the directory of a model's own code, as text
 
 _TAIL = re.compile(rb',"xxh3_128":"([0-9a-f]{32})"}\n\Z')
 _HEAD = re.compile(rb'\A\{"format":"([^"\\]{1,40})","version":([0-9]{1,9})[,}]')
@@ -80,18 +84,8 @@ class Part(Struct, frozen=True, kw_only=True, omit_defaults=True):
     kind: str  # module · optimizer · stateful · value · rng
     class_name: str | None = None
     state: Any = None
-
-
-class Environment(Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """What wrote the checkpoint, as far as loading or exact resuming may depend on it."""
-
-    holdtrue: str = ""
-    python: str = ""
-    torch: str | None = None
-    numpy: str | None = None
-    platform: str = ""
-    threads: int | None = None
-    accelerators: tuple[str, ...] = ()
+    architecture: Architecture | None = None  # of a module
+    rebuild: Rebuild | None = None  # of a module: its recipe, or why there is none
 
 
 class Ranking(Struct, frozen=True, kw_only=True):

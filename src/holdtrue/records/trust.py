@@ -2,6 +2,7 @@
 
 import sys
 from collections.abc import Iterable
+from types import ModuleType
 from typing import Any
 
 from msgspec import Struct, field
@@ -32,18 +33,46 @@ def find_class(name: str, agreed: Trust) -> type | None:
     """The trusted class of this name, or None. Looks only at modules that are already imported."""
     if name in agreed.classes:
         return agreed.classes[name]
-    if not any(name == p or name.startswith(p + ".") for p in agreed.packages):
+    if not covers(agreed, name):
         return None
+    found = find_imported(name)
+    return found if issubclass(type(found), type) and _own_name(found) == name else None
+
+
+def covers(agreed: Trust, name: str) -> bool:
+    """Whether the name lies in a package that the caller trusts."""
+    return any(name == p or name.startswith(p + ".") for p in agreed.packages)
+
+
+def find_imported(name: str) -> Any:
+    """What an imported module holds under this name; None where it is not imported.
+
+    Nothing of what is looked at gets to run: namespaces are read past `__getattr__`, properties and
+    metaclasses, and only those of modules and classes are entered.
+    """
     parts = name.split(".")
     for cut in range(len(parts) - 1, 0, -1):
-        module = sys.modules.get(".".join(parts[:cut]))
-        if module is not None:
-            # Read through __dict__: a module's or metaclass's __getattr__ may run code.
-            found: Any = module
+        found: Any = sys.modules.get(".".join(parts[:cut]))
+        if found is not None:
             for part in parts[cut:]:
-                found = vars(found).get(part) if hasattr(found, "__dict__") else None
-            return found if isinstance(found, type) and class_name(found) == name else None
+                found = _namespace(found).get(part)
+            return found
     return None
+
+
+def _namespace(found: Any) -> Any:
+    # type(), not isinstance(): that asks the object for its __class__, which may be a property.
+    if issubclass(type(found), ModuleType):
+        return object.__getattribute__(found, "__dict__")
+    if issubclass(type(found), type):
+        return type.__dict__["__dict__"].__get__(found)
+    return {}
+
+
+def _own_name(cls: type) -> str:
+    """`class_name` of a class whose metaclass may run code when asked."""
+    own = _namespace(cls)
+    return f"{own.get('__module__')}.{type.__dict__['__qualname__'].__get__(cls)}"
 
 
 def class_name(cls: Any) -> str:

@@ -28,6 +28,8 @@ ALLOWABLE = {
     "scheduler-groups-changed": "per-group values of the scheduler stay as they are here",
     "value-differs": "a value that cannot be changed in place stays as it is here",
     "part-missing": "parts that the file lacks stay as they are",
+    "architecture-changed": "the weights go into a model that computes another function",
+    "code-changed": "the weights go into a model whose code was edited",
     "loader-changed": "the data loader goes on with its new settings",
 }
 

@@ -9,10 +9,12 @@ import torch
 from torch import nn
 
 from holdtrue.capture.parts import RNG, has_own_state, known_tensors
+from holdtrue.capture.probe import PROBE
 from holdtrue.findings import Finding
 from holdtrue.records.manifest import Part
 from holdtrue.records.parts import ModuleState, OptimizerState
 from holdtrue.records.trust import class_name
+from holdtrue.restore.architecture import plan_architecture
 from holdtrue.restore.fresh import Fresh, unusable
 from holdtrue.restore.module import plan_module
 from holdtrue.restore.optimizer import plan_optimizer
@@ -49,7 +51,11 @@ def plan_restore(
     _check_patterns(choice, parts, plan)
     if rng and RNG in parts:
         plan_rng(parts[RNG], plan, tensors)
-    left = [name for name in parts if name not in targets and (name != RNG or not rng)]
+    left = [
+        name
+        for name, part in parts.items()
+        if name not in targets and (name != RNG or not rng) and part.kind != PROBE
+    ]
     if left:
         plan.found(grouped("parts-left", "note", "parts of the file were not asked for", left))
     return plan
@@ -71,6 +77,7 @@ def _plan_part(
     try:
         if part.kind == "module" and isinstance(target, nn.Module):
             state = msgspec.convert(part.state, ModuleState)
+            plan_architecture(name, part.architecture, target, plan)
             plan_module(name, state, target, plan, tensors, held)
         elif part.kind == "optimizer" and has_own_state(target):
             kept = msgspec.convert(part.state, OptimizerState)

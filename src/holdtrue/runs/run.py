@@ -2,7 +2,7 @@
 
 import logging
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal, Self
@@ -31,11 +31,18 @@ class Run:
     """
 
     def __init__(
-        self, path: str | os.PathLike[str], /, *, keep: Keep | None = None, **parts: Any
+        self,
+        path: str | os.PathLike[str],
+        /,
+        *,
+        keep: Keep | None = None,
+        probe: Any = None,
+        **parts: Any,
     ) -> None:
         self.path = Path(path)
         self.keep = keep or Keep()
         self.parts = parts
+        self.probe = probe  # inputs for `save`, see there
         self.report: Report | None = None  # of the last resume
         self._manifests: dict[int, Manifest] = {}
         for name in clear_leftovers(self.path):
@@ -68,21 +75,25 @@ class Run:
         if isinstance(step, bool) or not isinstance(step, int) or step < 0:
             raise fail(SaveError, str(self.path), _bad_step(step))
         target = self.path / step_name(step)
-        saved = write_checkpoint(target, self.parts, step, metrics, self.keep.ranking)
+        saved = write_checkpoint(
+            target, self.parts, step, metrics, self.keep.ranking, probe=self.probe
+        )
         self._prune()
         return saved
 
-    def resume(self) -> int:
+    def resume(self, *, allow: Iterable[str] = ()) -> int:
         """Restore every part, and the random states, from the newest checkpoint that is whole.
 
         Returns the next step: 0 when there is nothing to resume from. A damaged checkpoint is
         passed over, which is logged and in `.report`. Raises RestoreError when the parts do not
-        fit, and DamageError when no checkpoint is whole; nothing has been changed then.
+        fit, and DamageError when no checkpoint is whole; nothing has been changed then. `allow`
+        accepts differences by their finding codes, as in `Checkpoint.restore`.
         """
+        accepted = tuple(allow)
         passed: list[HoldtrueError] = []
         for step, path in reversed(steps(self.path).items()):
             try:
-                self.report = open_checkpoint(path).restore(rng=True, **self.parts)
+                self.report = open_checkpoint(path).restore(rng=True, allow=accepted, **self.parts)
             except (DamageError, OpenError) as error:
                 _log.warning("step %d is passed over, it is damaged:%s", step, error)
                 passed.append(error)
