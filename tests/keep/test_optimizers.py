@@ -204,6 +204,35 @@ def test_by_position_another_order_is_refused(tmp_path: Path) -> None:
     assert same(before, snapshot(fresh, other))
 
 
+@pytest.mark.parametrize("named", [True, False], ids=["named in the file", "nameless"])
+def test_matching_by_position_is_never_silent(tmp_path: Path, named: bool) -> None:
+    model, fresh = nn.Linear(3, 3, bias=False), nn.Linear(3, 3, bias=False)
+    optimizer, other = (torch.optim.Adam(m.parameters()) for m in (model, fresh))
+    holdtrue.save(tmp_path / "c", optimizer=optimizer, **({"model": model} if named else {}))
+    opened = holdtrue.open(tmp_path / "c")
+    if named:
+        opened.restore(model=fresh)
+    (found,) = [
+        f for f in opened.restore(optimizer=other).findings if f.code == "optimizer-by-position"
+    ]
+    assert (found.severity, found.where) == ("warning", "optimizer")
+    assert "the same" in (found.fix or "")
+    if named:
+        report = opened.restore(model=fresh, optimizer=other)
+        assert "optimizer-by-position" not in {f.code for f in report.findings}
+
+
+def test_an_optimizer_inside_a_list_is_matched_by_position_aloud(tmp_path: Path) -> None:
+    model, fresh = Net(1), Net(2)
+    optimizer, other = (torch.optim.Adam(m.parameters()) for m in (model, fresh))
+    train(model, [optimizer], 0, 2)
+    holdtrue.save(tmp_path / "c", model=model, os=[optimizer])
+    report = holdtrue.open(tmp_path / "c").restore(model=fresh, os=[other])
+    (found,) = [f for f in report.findings if f.code == "optimizer-by-position"]
+    assert (found.severity, found.where) == ("warning", "os[0]")
+    assert train(fresh, [other], 2) == train(model, [optimizer], 2)
+
+
 # -- the order and grouping of parameters ------------------------------------------------
 
 
@@ -437,6 +466,48 @@ def test_low_precision_parameters(tmp_path: Path, name: str) -> None:
     holdtrue.save(tmp_path / "c", model=model, optimizer=optimizer)
     holdtrue.open(tmp_path / "c").restore(model=fresh, optimizer=other)
     assert train(fresh, [other], 3) == train(model, [optimizer], 3)
+
+
+def test_a_step_count_is_never_rounded_to_the_parameters_dtype(tmp_path: Path) -> None:
+    model, fresh = Net(1), Net(2, torch.bfloat16)
+    optimizer, other = (torch.optim.Adam(m.parameters()) for m in (model, fresh))
+    train(model, [optimizer], 0, 1)
+    for state in optimizer.state.values():
+        state["step"].fill_(3001.0)
+    holdtrue.save(tmp_path / "c", model=model, optimizer=optimizer)
+    holdtrue.open(tmp_path / "c").restore(model=fresh, optimizer=other, allow=["dtype-narrowed"])
+    state = other.state[fresh.conv.weight]
+    assert (state["step"].dtype, state["step"].item()) == (torch.float32, 3001.0)
+    assert state["exp_avg"].dtype is torch.bfloat16
+
+
+@pytest.mark.parametrize("alone", [False, True], ids=["with the model", "alone"])
+def test_narrowed_moments_are_an_error_that_tells_what_is_lost(tmp_path: Path, alone: bool) -> None:
+    model, fresh = Net(1), Net(2, torch.float16)
+    optimizer, other = (torch.optim.Adam(m.parameters()) for m in (model, fresh))
+    train(model, [optimizer], 0, 1)
+    optimizer.state[model.conv.weight]["exp_avg_sq"].fill_(1e6)
+    holdtrue.save(tmp_path / "c", model=model, optimizer=optimizer)
+    targets = {"optimizer": other} if alone else {"model": fresh, "optimizer": other}
+    before = snapshot(fresh, other)
+    with pytest.raises(holdtrue.RestoreError) as caught:
+        holdtrue.open(tmp_path / "c").restore(**targets)
+    assert {f.code for f in caught.value.report.errors} == {"dtype-narrowed"}
+    places = [p for f in caught.value.report.errors for p in f.places]
+    assert [p for p in places if "exp_avg_sq" in p and "12 overflow" in p]
+    assert not [p for p in places if "step" in p]
+    assert same(before, snapshot(fresh, other))
+    holdtrue.open(tmp_path / "c").restore(**targets, allow=["dtype-narrowed"])
+    assert other.state[fresh.conv.weight]["exp_avg_sq"].dtype is torch.float16
+
+
+def test_widened_moments_are_a_note(tmp_path: Path) -> None:
+    model, fresh = Net(1, torch.bfloat16), Net(2)
+    optimizer, other = (torch.optim.Adam(m.parameters()) for m in (model, fresh))
+    train(model, [optimizer], 0, 1)
+    holdtrue.save(tmp_path / "c", optimizer=optimizer)
+    report = holdtrue.open(tmp_path / "c").restore(optimizer=other)
+    assert ("dtype-widened", "note") in {(f.code, f.severity) for f in report.findings}
 
 
 class Wide(Optimizer):

@@ -143,6 +143,119 @@ def test_another_scheduler_is_refused_and_nothing_changes(tmp_path: Path) -> Non
     assert same(before, (schedule.state_dict(), [bits(p) for p in fresh.parameters()]))
 
 
+# -- groups, settings and rates ------------------------------------------------------------
+
+
+def built(name: str, seed: int, groups: list[list[int]]) -> tuple[nn.Module, Any, Any]:
+    """As `make`, with the layers of each group; its rate is that of its first layer."""
+    torch.manual_seed(seed)
+    model = nn.Sequential(nn.Linear(4, 3), nn.Tanh(), nn.Linear(3, 1))
+    rates = {0: 0.1, 2: 0.2}
+    optimizer = torch.optim.SGD(
+        [
+            {"params": [p for i in group for p in model[i].parameters()], "lr": rates[group[0]]}
+            for group in groups
+        ],
+        momentum=0.9,
+        foreach=False,
+    )
+    return model, optimizer, SCHEDULERS[name](optimizer)
+
+
+def weights(model: nn.Module) -> list[bytes]:
+    return [bits(p) for p in model.parameters()]
+
+
+# One object that counts the calls of both groups knows in which order they come.
+INDIFFERENT = [n for n in SCHEDULERS if "object" not in n or n == "LambdaLR of objects"]
+
+
+@pytest.mark.parametrize("name", INDIFFERENT)
+def test_reordered_groups_keep_their_own_rates(tmp_path: Path, name: str) -> None:
+    model, optimizer, scheduler = built(name, 1, [[0], [2]])
+    go(model, optimizer, scheduler, 0, 4)
+    holdtrue.save(tmp_path / "c", model=model, optimizer=optimizer, scheduler=scheduler)
+    fresh, other, schedule = built(name, 9, [[2], [0]])
+    report = holdtrue.open(tmp_path / "c").restore(scheduler=schedule, model=fresh, optimizer=other)
+    assert "learning-rate-differs" not in {f.code for f in report.findings}
+    for step in range(4, 12):
+        go(model, optimizer, scheduler, step, 1)
+        go(fresh, other, schedule, step, 1)
+        rates = [[g["lr"] for g in o.param_groups] for o in (optimizer, other)]
+        assert rates[0] == rates[1][::-1], step
+        assert weights(fresh) == weights(model), step
+
+
+@pytest.mark.parametrize("groups", [[[0, 2]], [[0], [2], []]], ids=["merged", "added"])
+@pytest.mark.parametrize("name", ["StepLR", "SequentialLR", "LambdaLR of a lambda"])
+def test_groups_that_are_no_more_are_refused(
+    tmp_path: Path, name: str, groups: list[list[int]]
+) -> None:
+    model, optimizer, scheduler = built(name, 1, [[0], [2]])
+    go(model, optimizer, scheduler, 0, 2)
+    for group in optimizer.param_groups:
+        group["lr"] = group["initial_lr"] = 0.1
+    holdtrue.save(tmp_path / "c", model=model, optimizer=optimizer, scheduler=scheduler)
+    fresh, other, schedule = built(name, 9, [g for g in groups if g])
+    if [] in groups:
+        other.add_param_group({"params": [], "lr": 0.3, "initial_lr": 0.3})
+        schedule = SCHEDULERS[name](other)
+    targets = {"model": fresh, "optimizer": other, "scheduler": schedule}
+    before, held = weights(fresh), schedule.state_dict()
+    opened = holdtrue.open(tmp_path / "c")
+    with pytest.raises(holdtrue.RestoreError) as caught:
+        opened.restore(**targets)
+    assert [f.code for f in caught.value.report.errors] == ["scheduler-groups-changed"]
+    assert weights(fresh) == before
+    assert same(held, schedule.state_dict())
+    opened.restore(**targets, allow=["scheduler-groups-changed"])
+    assert schedule.last_epoch == 2
+    assert len(schedule.get_last_lr()) == len(other.param_groups)
+    go(fresh, other, schedule, 2, 8)
+
+
+def test_a_scheduler_alone_says_which_rates_and_settings_differ(tmp_path: Path) -> None:
+    model, optimizer, _ = make("StepLR", 1)
+    scheduler = lrs.CosineAnnealingLR(optimizer, 10)
+    go(model, optimizer, scheduler, 0, 4)
+    holdtrue.save(tmp_path / "c", model=model, optimizer=optimizer, scheduler=scheduler)
+    fresh, other, _ = make("StepLR", 2)
+    schedule = lrs.CosineAnnealingLR(other, 99)
+    report = holdtrue.open(tmp_path / "c").restore(scheduler=schedule)
+    found = {f.code: f for f in report.findings if f.severity == "warning"}
+    assert found.keys() == {"scheduler-settings-from-file", "learning-rate-differs"}
+    assert found["scheduler-settings-from-file"].where == "scheduler.T_max: saved 10, here 99"
+    assert len(found["learning-rate-differs"].places) == 2
+    assert "here 0.1" in found["learning-rate-differs"].where
+    report = holdtrue.open(tmp_path / "c").restore(
+        model=fresh, optimizer=other, scheduler=lrs.CosineAnnealingLR(other, 10)
+    )
+    assert not [f for f in report.findings if f.severity == "warning"]
+
+
+def test_functions_that_are_not_in_the_file_are_a_note(tmp_path: Path) -> None:
+    for name, places in (("LambdaLR of a lambda", 2), ("LambdaLR of objects", 0)):
+        model, optimizer, scheduler = make(name, 1)
+        holdtrue.save(
+            tmp_path / "c", overwrite=True, model=model, optimizer=optimizer, scheduler=scheduler
+        )
+        report = holdtrue.open(tmp_path / "c").restore(
+            model=model, optimizer=optimizer, scheduler=scheduler
+        )
+        found = [f for f in report.findings if f.code == "scheduler-functions"]
+        assert [(f.severity, len(f.places)) for f in found] == [("note", 2)] * bool(places)
+
+
+@pytest.mark.parametrize("name", SCHEDULERS)
+def test_a_scheduler_built_alike_differs_in_nothing(tmp_path: Path, name: str) -> None:
+    model, optimizer, scheduler = make(name, 1)
+    go(model, optimizer, scheduler, 0, 5)
+    holdtrue.save(tmp_path / "c", model=model, optimizer=optimizer, scheduler=scheduler)
+    fresh, other, schedule = make(name, 2)
+    report = holdtrue.open(tmp_path / "c").restore(model=fresh, optimizer=other, scheduler=schedule)
+    assert not [f for f in report.findings if f.severity != "note"]
+
+
 # -- scaler and averages -----------------------------------------------------------------
 
 

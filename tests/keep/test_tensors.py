@@ -524,6 +524,55 @@ def test_tensors_made_in_inference_mode(tmp_path: Path) -> None:
     assert torch.equal(saved.weight, target.weight)
 
 
+def test_a_restore_in_inference_mode_leaves_targets_that_can_be_trained(tmp_path: Path) -> None:
+    def step(model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+        optimizer.zero_grad()
+        model(torch.ones(1, 2)).sum().backward()
+        optimizer.step()
+
+    model, fresh = nn.Linear(2, 2), nn.Linear(2, 2)
+    optimizer, other = torch.optim.Adam(model.parameters()), torch.optim.Adam(fresh.parameters())
+    step(model, optimizer)
+    holdtrue.save(tmp_path / "c", model=model, optimizer=optimizer)
+    with torch.inference_mode():
+        wide = nn.Linear(2, 2, dtype=torch.float64)
+        holdtrue.open(tmp_path / "c").restore(model=fresh, optimizer=other)
+        holdtrue.open(tmp_path / "c").restore(model=wide)
+    assert torch.equal(wide.weight, model.weight.double())
+    holdtrue.open(tmp_path / "c").restore(model=wide)
+    assert not any(t.is_inference() for s in other.state.values() for t in s.values())
+    for _ in range(2):
+        step(model, optimizer)
+        step(fresh, other)
+    assert torch.equal(fresh.weight, model.weight)
+
+
+def test_values_are_read_to_the_cpu_whatever_the_default_device_is(tmp_path: Path) -> None:
+    base = torch.rand(6)
+    value = {
+        "plain": torch.rand(3),
+        "empty": torch.empty(0),
+        "sparse": torch.eye(3).to_sparse(),
+        "csr": torch.eye(3).to_sparse_csr(),
+        "quantized": torch.quantize_per_tensor(torch.rand(3, 3), 0.1, 0, torch.qint8),
+        "left": base[:4],
+        "right": base[2:],
+        "lazy": nn.UninitializedParameter(),
+    }
+    model, target = nn.Linear(2, 2), nn.Linear(2, 2, dtype=torch.float64)
+    holdtrue.save(tmp_path / "c", value=value, model=model)
+    torch.save({"x": base}, tmp_path / "x.pt")
+    with torch.device("meta"):
+        opened = holdtrue.open(tmp_path / "c")
+        back = opened["value"]
+        foreign = holdtrue.open(tmp_path / "x.pt")["model"]["x"]
+        opened.restore(model=target)
+    assert {k: v.device.type for k, v in back.items()} == dict.fromkeys(value, "cpu")
+    assert all(same_tensor(back[k], value[k]) for k in ("plain", "left", "right"))
+    assert same_tensor(foreign, base)
+    assert torch.equal(target.weight, model.weight.double())
+
+
 def test_restoring_tells_autograd_that_the_values_changed(tmp_path: Path) -> None:
     model = nn.Linear(2, 2)
     holdtrue.save(tmp_path / "c", model=model)

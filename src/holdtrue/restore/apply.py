@@ -19,6 +19,7 @@ from holdtrue.restore.fresh import place_bytes
 from holdtrue.restore.plan import Action, Copy, Plan
 
 
+@torch.inference_mode(False)
 def apply(plan: Plan, subject: str) -> Report:
     """The report. Raises RestoreError or DamageError, and then the target is untouched.
 
@@ -126,9 +127,10 @@ def _place(item: Copy, data: memoryview) -> None:
         place_bytes(item.into, data)
         return
     dtype = dtype_named(item.lazy.dtype)
-    source = torch.empty(item.lazy.shape, dtype=dtype)
+    source = torch.empty(item.lazy.shape, dtype=dtype, device="cpu")
     place_bytes(source, data)
-    with torch.no_grad():
+    # A target that was made in inference mode can be written to in that mode only.
+    with torch.no_grad(), torch.inference_mode(item.into.is_inference()):
         item.into.detach().copy_(source)
 
 

@@ -57,7 +57,7 @@ class Fresh(Struct):
             kept = sum(product(t.shape) for t in peers)
             if span > OVERLAP_FACTOR * kept:
                 raise unusable(key, f"it spans {span:,} elements of which {kept:,} are kept")
-            base = torch.empty(span, dtype=dtype)
+            base = torch.empty(span, dtype=dtype, device="cpu")
             raw_view(base).zero_()
             self.memory[part, group] = base
         base = self.memory[part, group]
@@ -88,7 +88,7 @@ def build_tensor(lazy: LazyTensor, fresh: Fresh, where: str) -> Any:
         lazy_class: Any = (
             torch.nn.UninitializedParameter if lazy.parameter else torch.nn.UninitializedBuffer
         )
-        return lazy_class(dtype=dtype)
+        return lazy_class(dtype=dtype, device="cpu")
     if lazy.layout == "subclass":
         return _wrapper(lazy, fresh, where)
     if lazy.layout.startswith("sparse"):
@@ -99,7 +99,8 @@ def build_tensor(lazy: LazyTensor, fresh: Fresh, where: str) -> Any:
         dtype = _dtype(lazy.dtype, where)
         if min(lazy.stride, default=0) < 0 or extent(lazy.shape, lazy.stride) > product(lazy.shape):
             raise unusable(where, f"its strides {lazy.stride} do not fit {lazy.shape}")
-        tensor = torch.empty_strided(lazy.shape, lazy.stride, dtype=dtype)
+        # The default device may be another one; a value that is read is always on the CPU.
+        tensor = torch.empty_strided(lazy.shape, lazy.stride, dtype=dtype, device="cpu")
     place_bytes(tensor, read_tensor(lazy).data)
     if lazy.class_name is not None:
         return _subclass(tensor, lazy, fresh, where)
@@ -160,6 +161,7 @@ def _sparse(lazy: LazyTensor, fresh: Fresh, where: str) -> Tensor:
                 parts["values"],
                 shape,
                 dtype=dtype,
+                device="cpu",
                 check_invariants=True,
                 is_coalesced=lazy.coalesced,
             )
@@ -174,6 +176,7 @@ def _sparse(lazy: LazyTensor, fresh: Fresh, where: str) -> Tensor:
             parts["values"],
             shape,
             dtype=dtype,
+            device="cpu",
             layout=getattr(torch, lazy.layout),
             check_invariants=True,
         )
@@ -187,7 +190,7 @@ def _quantized(lazy: LazyTensor, fresh: Fresh, where: str) -> Tensor:
         raise unusable(where, "it is quantised, but does not say how")
     if q.scale is not None and q.zero_point is not None:
         made = torch._empty_affine_quantized(
-            lazy.shape, scale=q.scale, zero_point=q.zero_point, dtype=dtype
+            lazy.shape, scale=q.scale, zero_point=q.zero_point, dtype=dtype, device="cpu"
         )
     else:
         parts = {k: build_tensor(c, fresh, f"{where}#{k}") for k, c in lazy.components.items()}
@@ -197,6 +200,7 @@ def _quantized(lazy: LazyTensor, fresh: Fresh, where: str) -> Tensor:
             zero_points=parts["zero_points"],
             axis=q.axis or 0,
             dtype=dtype,
+            device="cpu",
         )
     if lazy.stride != contiguous_stride(lazy.shape):
         if extent(lazy.shape, lazy.stride) > product(lazy.shape):

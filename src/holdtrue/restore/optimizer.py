@@ -11,15 +11,15 @@ import torch
 from torch import Tensor
 
 from holdtrue.capture.optimizer import parameter_names
-from holdtrue.capture.raw import dtype_name, dtype_named
 from holdtrue.findings import Finding
 from holdtrue.formats.view import LazyTensor
 from holdtrue.records.parts import OptimizerState
 from holdtrue.records.trust import class_name
-from holdtrue.records.values import TAG
+from holdtrue.restore.casting import dtype_findings
 from holdtrue.restore.fresh import Fresh
-from holdtrue.restore.plan import Action, Copy, Plan, grouped
-from holdtrue.restore.value import decode_into
+from holdtrue.restore.moments import Place, decode_state
+from holdtrue.restore.plan import Action, Groups, Plan, grouped
+from holdtrue.restore.value import by_position, decode_into
 
 # Settings that say how a step is computed, not what: they follow the machine, not the file.
 _EXECUTION = frozenset({"foreach", "fused", "capturable"})
@@ -44,6 +44,7 @@ def plan_optimizer(
     saved = _saved_names(state, plan, here)
     if not _compare_parameters(part, saved, here, plan):
         return
+    _by_position(part, state, saved, here, plan)
     if not _compare_shapes(part, state, optimizer, here, plan):
         return
     if isinstance(optimizer, torch.optim.LBFGS) and _order(saved) != _order(here):
@@ -71,6 +72,31 @@ def _saved_names(state: OptimizerState, plan: Plan, here: list[list[str]]) -> li
     if alike and (_anonymous(here) or _anonymous(named)):
         return here
     return named
+
+
+def _by_position(
+    part: str, state: OptimizerState, saved: list[list[str]], here: list[list[str]], plan: Plan
+) -> None:
+    """Say so where parameters are matched by their place: shapes cannot tell two alike apart."""
+    nameless = [n for n in _order(here) if n.startswith("#") and n in _order(saved)]
+    if saved is here:
+        nameless = _order(here)
+    if not nameless:
+        return
+    in_file = any(not n.startswith("#") for group in state.groups for n in group.params)
+    plan.found(
+        by_position(
+            part,
+            f"{len(nameless)} parameters of this optimizer are matched by their position",
+            why="the file knows their names, but the model that has them is not among the targets"
+            if in_file
+            else "the file has no names for them: it was saved without the model",
+            fix="give the model to the same restore(), so that names are known"
+            if in_file
+            else "give the model to the same save() and restore(), so that names are known; until "
+            "then keep the parameters in the saved order",
+        )
+    )
 
 
 def _compare_parameters(
@@ -151,6 +177,8 @@ def _plan_settings(
     home = {name: i for i, names in enumerate(saved) for name in names}
     # Each group decodes its own copy: a group that was split must not share a tensor learning rate.
     chosen: list[dict[str, Any]] = []
+    matched = Groups(len(saved), [], [])
+    plan.groups[id(optimizer)] = matched
     differing: list[str] = []
     regrouped = {frozenset(g) for g in saved if g} != {frozenset(g) for g in here if g}
     for i, (group, names) in enumerate(zip(optimizer.param_groups, here, strict=True)):
@@ -171,6 +199,8 @@ def _plan_settings(
         for key, value in settings.items():
             if key in group and key not in _SCHEDULED and not _same(group[key], value):
                 differing.append(f"{part}.groups[{i}].{key}: saved {value!r}, here {group[key]!r}")
+        matched.sources.append(sources)
+        matched.settled.append("lr" in settings)
         chosen.append({k: _beside(group.get(k), v) for k, v in settings.items()})
     if differing:
         plan.found(
@@ -201,7 +231,7 @@ def _alike(a: dict[str, Any], b: dict[str, Any]) -> bool:
 
 def _same(a: Any, b: Any) -> bool:
     if isinstance(a, Tensor) or isinstance(b, Tensor):
-        return bool(torch.as_tensor(a).cpu().equal(torch.as_tensor(b).cpu()))
+        return bool(torch.as_tensor(a, device="cpu").equal(torch.as_tensor(b, device="cpu")))
     return bool(a == b)
 
 
@@ -224,6 +254,7 @@ def _plan_state(
     """parameter → its new state; tensors in it are filled later, by the plan's copies."""
     positions = dict(zip(_order(here), _order(_saved_by_file(state, here, plan)), strict=False))
     kept: dict[Tensor, Any] = {}
+    differing: list[tuple[str, LazyTensor, str]] = []
     for group, names in zip(optimizer.param_groups, here, strict=True):
         for parameter, name in zip(group["params"], names, strict=True):
             old = positions.get(name, name)
@@ -233,9 +264,11 @@ def _plan_state(
                 kept[parameter] = optimizer.state[parameter]
             if node is None or name in plan.skipped:
                 continue
-            at = _Place(parameter, group, state.dtypes.get(old), plan, tensors)
+            at = Place(parameter, group, state.dtypes.get(old), plan, tensors, differing)
             live = optimizer.state.get(parameter, {})
-            kept[parameter] = _decode_state(node, live, old, at)
+            kept[parameter] = decode_state(node, live, old, at)
+    for finding in dtype_findings(differing):
+        plan.found(finding)
     return kept
 
 
@@ -246,76 +279,6 @@ def _saved_by_file(state: OptimizerState, here: list[list[str]], plan: Plan) -> 
         return [g.params for g in state.groups]
     back = {plan.renamed.get(n, n): n for g in state.groups for n in g.params}
     return [[back.get(n, n) for n in names] for names in here]
-
-
-class _Place:
-    """Where a parameter's state is to live: its device and dtype rules."""
-
-    def __init__(
-        self,
-        parameter: Tensor,
-        group: Mapping[str, Any],
-        saved_dtype: str | None,
-        plan: Plan,
-        tensors: Fresh,
-    ) -> None:
-        self.parameter, self.group, self.plan, self.tensors = parameter, group, plan, tensors
-        self.saved_dtype = saved_dtype
-
-    def tensor(self, key: str, name: str, live: Any) -> Any:
-        """The tensor to hold a stored one: the live one if it fits, else a new one."""
-        lazy = self.tensors.tensors[key]
-        if lazy.layout != "strided" or lazy.class_name or lazy.numpy:
-            made = self.tensors(key)
-            return made.to(self.parameter.device) if isinstance(made, Tensor) else made
-        dtype, device = self._dtype(lazy), self._device(lazy, name)
-        fits = (
-            isinstance(live, Tensor)
-            and type(live) is Tensor
-            and tuple(live.shape) == lazy.shape
-            and live.dtype == dtype
-            and live.device == device
-            and live.stride() == lazy.stride
-        )
-        if not fits:
-            live = torch.empty_strided(lazy.shape, lazy.stride, dtype=dtype, device=device)
-        self.plan.copies.append(Copy(lazy, live, cast=dtype_name(live.dtype) != lazy.dtype))
-        return live
-
-    def _dtype(self, lazy: LazyTensor) -> torch.dtype | None:
-        # State in the parameter's own dtype follows the parameter; state in another (float32
-        # moments of bfloat16 weights) is kept as it is. torch would cast both.
-        if lazy.dtype == self.saved_dtype and self.parameter.is_floating_point():
-            return self.parameter.dtype
-        return dtype_named(lazy.dtype)
-
-    def _device(self, lazy: LazyTensor, name: str) -> torch.device:
-        # As torch.optim.Optimizer._process_value_according_to_param_policy
-        if name == "step" and not (self.group.get("capturable") or self.group.get("fused")):
-            return torch.device("cpu")
-        return self.parameter.device
-
-
-def _decode_state(node: Any, live: Any, name: str, at: _Place) -> Any:
-    if not isinstance(node, dict) or TAG in node:
-        return decode_into(node, at.tensors, live, name, at.plan)
-    state: dict[Any, Any] = {}
-    for key, item in node.items():
-        peer = live.get(key) if isinstance(live, dict) else None
-        if isinstance(item, dict) and item.get(TAG) == "tensor":
-            state[key] = at.tensor(item["v"], key, peer)
-        else:
-            value = decode_into(item, at.tensors, peer, f"{name}/{key}", at.plan)
-            state[key] = _to_device(value, at.parameter.device)
-    return state
-
-
-def _to_device(value: Any, device: torch.device) -> Any:
-    if isinstance(value, Tensor):
-        return value.to(device)
-    if type(value) in (list, tuple):
-        return type(value)(_to_device(v, device) for v in value)
-    return value
 
 
 def _attach(

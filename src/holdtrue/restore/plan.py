@@ -25,6 +25,7 @@ ALLOWABLE = {
     "optimizer-params-missing": "parameters new to the optimizer start fresh",
     "optimizer-params-unexpected": "state of parameters that are gone is dropped",
     "optimizer-groups-merged": "groups that were merged keep the code's settings",
+    "scheduler-groups-changed": "per-group values of the scheduler stay as they are here",
     "value-differs": "a value that cannot be changed in place stays as it is here",
     "part-missing": "parts that the file lacks stay as they are",
     "architecture-changed": "the weights go into a model that computes another function",
@@ -56,6 +57,14 @@ class Choice(Struct, frozen=True):
     allow: frozenset[str] = frozenset()
 
 
+class Groups(Struct, frozen=True):
+    """How the groups of an optimizer here are made of the saved ones."""
+
+    saved: int  # how many the file has
+    sources: list[list[int]]  # of each group here, the saved groups its parameters come from
+    settled: list[bool]  # of each group here, whether its learning rate comes from the file
+
+
 class Plan(Struct, eq=False):
     """Everything a restore will do, gathered before any of it is done."""
 
@@ -65,6 +74,7 @@ class Plan(Struct, eq=False):
     findings: list[Finding] = field(default_factory=list)
     renamed: dict[str, str] = field(default_factory=dict)  # tensor key saved → key in the target
     skipped: set[str] = field(default_factory=set)  # target keys that stay as they are
+    groups: dict[int, Groups] = field(default_factory=dict)  # by the id of the optimizer
     used: set[str] = field(default_factory=set)  # patterns of `only` and `rename` that fitted
 
     def found(self, finding: Finding) -> bool:

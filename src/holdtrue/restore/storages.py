@@ -32,13 +32,17 @@ class Storages(Struct):
             return dress(build_tensor(lazy, alone, self.where), lazy)  # says what is lacking
         if piece.storage.key not in self.read:
             data = bytearray(read_storage(piece.storage).data)
-            whole = torch.frombuffer(data, dtype=torch.uint8) if data else torch.empty(0)
+            whole = (
+                torch.frombuffer(data, dtype=torch.uint8) if data else torch.empty(0, device="cpu")
+            )
             self.read[piece.storage.key] = whole.untyped_storage()
         storage = self.read[piece.storage.key]
         end = (piece.offset + extent(piece.shape, piece.stride)) * dtype.itemsize
         if piece.offset < 0 or min(piece.stride, default=0) < 0 or end > storage.nbytes():
             raise unusable(self.where, f"a tensor needs {end:,} bytes of {storage.nbytes():,}")
-        tensor = torch.empty(0, dtype=dtype).set_(storage, piece.offset, piece.shape, piece.stride)
+        tensor = torch.empty(0, dtype=dtype, device="cpu").set_(
+            storage, piece.offset, piece.shape, piece.stride
+        )
         return dress(tensor, lazy)
 
     def _is_view(self, lazy: LazyTensor) -> bool:

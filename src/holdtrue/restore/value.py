@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from holdtrue.capture import loader as loaders
+from holdtrue.capture.parts import has_own_state
 from holdtrue.capture.rng import sources
 from holdtrue.findings import Finding
 from holdtrue.records.manifest import Part
@@ -19,6 +20,7 @@ from holdtrue.records.values import TAG, Decoding
 from holdtrue.restore.fresh import Fresh, decode_value, unusable
 from holdtrue.restore.memento import remember
 from holdtrue.restore.plan import Action, Copy, Plan, grouped
+from holdtrue.restore.scheduler import fit_scheduler
 
 Undo = Callable[[], None]
 
@@ -58,7 +60,25 @@ def _plan_revivals(decoding: Decoding, path: str, plan: Plan) -> None:
         plan.found(_unknown_classes(decoding.unmatched))
         return
     for revival in decoding.revivals:
-        plan.actions.append(Action(revival.path or path, _revive(revival)))
+        where = revival.path or path
+        if isinstance(revival.target, torch.optim.Optimizer):
+            plan.found(_nested_optimizer(where, revival.target))
+        fitted = fit_scheduler(where, revival, plan)
+        plan.actions.append(Action(where, _revive(fitted)))
+
+
+def _nested_optimizer(where: str, optimizer: torch.optim.Optimizer) -> Finding:
+    own = not has_own_state(optimizer)
+    return by_position(
+        where,
+        "the parameters of this optimizer are matched by their position",
+        why="its class has a state_dict of its own, which numbers them"
+        if own
+        else "inside another value it is kept by its own state_dict, which numbers them",
+        fix="build it with its parameters in the saved order"
+        if own
+        else "give it to save() and restore() as a part of its own, beside its model",
+    )
 
 
 def plan_loader(name: str, part: Part, live: Any, plan: Plan, tensors: Fresh) -> None:
@@ -243,6 +263,17 @@ def other_class(name: str, saved: str, here: str) -> Finding:
         fix="give the object that belongs to this part, or another name",
         saved=saved,
         expected=here,
+    )
+
+
+def by_position(where: str, what: str, why: str, fix: str) -> Finding:
+    return Finding(
+        code="optimizer-by-position",
+        severity="warning",
+        where=where,
+        what=what,
+        why=f"{why}; another order would put state on the wrong parameters",
+        fix=fix,
     )
 
 
