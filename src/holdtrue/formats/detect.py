@@ -11,7 +11,7 @@ from msgspec import Struct
 
 from holdtrue.errors import OpenError
 from holdtrue.formats import directories, signatures
-from holdtrue.formats.source import inspect_path, open_source
+from holdtrue.formats.source import inspect_path, open_source, unreachable
 from holdtrue.formats.zip_contents import name_zip
 from holdtrue.limits import KIB, limits
 
@@ -43,11 +43,14 @@ def detect(path: str) -> Detected:
     if stat.S_ISDIR(inspect_path(path).st_mode):
         return _detect_directory(path)
     with open_source(path) as file:
-        size = file.seek(0, 2)
-        file.seek(0)
-        head = file.read(_HEAD)
-        file.seek(max(0, size - _TAIL))
-        tail = file.read(_TAIL)
+        try:
+            size = file.seek(0, 2)
+            file.seek(0)
+            head = file.read(_HEAD)
+            file.seek(max(0, size - _TAIL))
+            tail = file.read(_TAIL)
+        except OSError as error:  # a kernel's file that is no run of bytes, or a failing disk
+            raise unreachable(path, error) from None
     if not head:
         raise signatures.empty(path)
     if not any(head):

@@ -50,7 +50,7 @@ def inspect_path(path: str) -> os.stat_result:
             fix="give a path as the file system knows it",
         ) from None  # fmt: skip
     except OSError as error:
-        raise _unreachable(path, error) from None
+        raise unreachable(path, error) from None
     kind = _SPECIAL.get(stat.S_IFMT(status.st_mode))
     if kind is not None:
         raise refuse(
@@ -75,7 +75,7 @@ def open_source(path: str) -> BinaryIO:
         number = os.open(path, os.O_RDONLY | _UNWAITING | _BINARY)
         return os.fdopen(number, "rb")
     except OSError as error:
-        raise _unreachable(path, error) from None
+        raise unreachable(path, error) from None
 
 
 def read_bytes(path: str, start: int = 0, nbytes: int = -1) -> bytes:
@@ -85,7 +85,7 @@ def read_bytes(path: str, start: int = 0, nbytes: int = -1) -> bytes:
             file.seek(start)
             return file.read(nbytes)
         except OSError as error:
-            raise _unreachable(path, error) from None
+            raise unreachable(path, error) from None
 
 
 def is_plain_name(name: str) -> bool:
@@ -98,7 +98,8 @@ def is_plain_name(name: str) -> bool:
     )
 
 
-def _unreachable(path: str, error: OSError) -> OpenError:
+def unreachable(path: str, error: OSError) -> OpenError:
+    """The refusal of a path that the system would not open or read."""
     if error.errno in (errno.EACCES, errno.EPERM):
         return refuse(
             path,
@@ -116,6 +117,17 @@ def _unreachable(path: str, error: OSError) -> OpenError:
 
 
 def _missing(path: str) -> OpenError:
+    if not path:
+        return refuse(
+            path, "path-missing", "the path is empty",
+            "a variable that was never set gives such a path", "give the path of a checkpoint",
+        )  # fmt: skip
+    if Path(path).is_symlink():
+        return refuse(
+            path, "path-missing", "the link leads nowhere",
+            f"it points at {str(Path(path).readlink())!r}, which is not there",
+            "fetch the target, or make the link anew",
+        )  # fmt: skip
     folder = Path(path).parent
     try:
         names = [
