@@ -14,6 +14,7 @@ from holdtrue.findings import Finding, Report, report
 from holdtrue.formats.checkpoint_directory import read_manifest, to_view
 from holdtrue.formats.module_tree import is_module, state_dict
 from holdtrue.formats.opening import read as read_any
+from holdtrue.formats.proven import Proven
 from holdtrue.formats.tree_map import map_tensors
 from holdtrue.formats.verifying import verify_view
 from holdtrue.formats.view import LazyTensor, View
@@ -37,6 +38,7 @@ class Checkpoint:
 
     def __init__(self, path: Path, view: View, agreed: Trust, manifest: Manifest | None) -> None:
         self.path, self._view, self._agreed, self._manifest = path, view, agreed, manifest
+        self._proven = Proven()
 
     @property
     def format(self) -> str:
@@ -83,7 +85,7 @@ class Checkpoint:
 
     @property
     def tensors(self) -> StoredTensors:
-        return StoredTensors(self._view.tensors)
+        return StoredTensors(self._view.tensors, self._proven)
 
     def __contains__(self, part: str) -> bool:
         return part in self.parts
@@ -222,7 +224,7 @@ class Checkpoint:
             return lambda key: StoredTensor(self._view.tensors[key], key).numpy()
         from holdtrue.restore.fresh import Fresh
 
-        return Fresh(self._view.tensors, self._agreed)
+        return Fresh(self._view.tensors, self._agreed, self._proven)
 
     def _value(self, node: Any, part: str) -> Any:
         if find_spec("torch") is None:
@@ -232,14 +234,22 @@ class Checkpoint:
         return decode_value(node, self._fresh(), path=part)[0]
 
     def _foreign_value(self, tree: Any, part: str) -> Any:
+        names = {id(lazy): path for path, lazy in self._view.tensors.items()}
         if is_module(tree):
             tree = OrderedDict(state_dict(tree, part))
         where = f"{self.path}: {part}"
         if find_spec("torch") is None:
-            return map_tensors(tree, lambda lazy: StoredTensor(lazy, part).numpy(), where)
+
+            def array(lazy: LazyTensor) -> Any:
+                name = names.get(id(lazy), part)
+                return StoredTensor(lazy, name, proven=self._proven).numpy()
+
+            return map_tensors(tree, array, where)
         from holdtrue.restore.storages import Storages, torch_value
 
-        return map_tensors(tree, Storages(where, self._agreed), where, torch_value)
+        return map_tensors(
+            tree, Storages(where, self._agreed, names, self._proven), where, torch_value
+        )
 
 
 def open(path: str | os.PathLike[str], *, trust: Iterable[type | str] = ()) -> Checkpoint:

@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING, Any
 from holdtrue.errors import OpenError, fail
 from holdtrue.findings import Finding
 from holdtrue.formats.arrays import numpy_dtype
-from holdtrue.formats.tensor_bytes import element_bytes, read_tensor
+from holdtrue.formats.proven import Proven, read_proven
+from holdtrue.formats.tensor_bytes import Bytes, element_bytes
 from holdtrue.formats.view import LazyTensor
 from holdtrue.records.dtypes import product
 
@@ -25,8 +26,13 @@ class StoredTensor:
     """One tensor: `dtype`, `shape`, `stride`, `layout`, `device`, `requires_grad`, `nbytes`."""
 
     def __init__(
-        self, lazy: LazyTensor, name: str, beside: Mapping[str, LazyTensor] | None = None
+        self,
+        lazy: LazyTensor,
+        name: str,
+        beside: Mapping[str, LazyTensor] | None = None,
+        proven: Proven | None = None,
     ) -> None:
+        self._proven = proven or Proven()
         self._lazy, self.name, self._beside = lazy, name, beside or {}
         self.dtype, self.shape, self.stride = lazy.dtype, lazy.shape, lazy.stride
         self.requires_grad, self.layout, self.device = lazy.requires_grad, lazy.layout, lazy.device
@@ -44,25 +50,33 @@ class StoredTensor:
         """A new CPU tensor. Raises DamageError when its bytes are not those that were written."""
         from holdtrue.restore.fresh import Fresh, build_tensor
 
-        tensor: torch.Tensor = build_tensor(self._lazy, Fresh(self._beside), self.name)
+        tensor: torch.Tensor = build_tensor(
+            self._lazy, Fresh(self._beside, proven=self._proven), self.name
+        )
         return tensor
 
     def numpy(self) -> "np.ndarray[Any, Any]":
-        """A new array, without torch; bfloat16 and float8 need the package ml_dtypes."""
+        """A new array, without torch; bfloat16 and float8 need the package ml_dtypes.
+
+        Raises DamageError when its bytes are not those that were written.
+        """
         if self._lazy.layout != "strided":
             raise fail(OpenError, self.name, _no_array(self.name, self._lazy))
         dtype = numpy_dtype(self._lazy, self.name)
-        return read_tensor(self._lazy).view(dtype).reshape(self._lazy.shape)
+        return self._read().view(dtype).reshape(self._lazy.shape)
+
+    def _read(self) -> Bytes:
+        return read_proven(self._lazy, self._proven, self.name)
 
 
 class StoredTensors(Mapping[str, StoredTensor]):
     """All tensors of a checkpoint by path, "model/conv1.weight"."""
 
-    def __init__(self, tensors: Mapping[str, LazyTensor]) -> None:
-        self._tensors = tensors
+    def __init__(self, tensors: Mapping[str, LazyTensor], proven: Proven | None = None) -> None:
+        self._tensors, self._proven = tensors, proven or Proven()
 
     def __getitem__(self, key: str) -> StoredTensor:
-        return StoredTensor(self._tensors[key], key, self._tensors)
+        return StoredTensor(self._tensors[key], key, self._tensors, self._proven)
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._tensors)

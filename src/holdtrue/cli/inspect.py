@@ -1,5 +1,7 @@
 """holdtrue inspect: what a checkpoint holds, without loading it, whatever wrote it."""
 
+from itertools import islice
+from reprlib import Repr
 from typing import Any
 
 import click
@@ -20,6 +22,9 @@ from holdtrue.formats.view import LazyTensor
 from holdtrue.records.inert import Record
 from holdtrue.stored import StoredTensor
 
+_SHOWN = 16  # entries of a dict in one line, which are cut anyway
+_DIGITS_BITS = 332  # about 100 decimal digits
+_LEADING_BITS = 64  # of a longer number, a multiple of 4 from its highest bit
 _MOST = 32  # rows of one part, unless all are asked for
 
 
@@ -102,6 +107,8 @@ def _kind(checkpoint: Checkpoint, name: str, value: Any) -> str:
     if checkpoint.manifest is not None:
         part = checkpoint.manifest.parts[name]
         return part.class_name or part.kind
+    if isinstance(value, LazyTensor):
+        return "tensor" if value.numpy is None else "array"
     return value.class_name if isinstance(value, Record) else type(value).__name__
 
 
@@ -134,10 +141,31 @@ def _short(value: Any) -> str:
     if isinstance(value, LazyTensor):
         return repr(value)
     if isinstance(value, dict):
-        text = ", ".join(f"{k}={v!r}" for k, v in value.items() if not str(k).startswith("_"))
+        shown = ((k, v) for k, v in value.items() if not _said(k).startswith(("'_", "_")))
+        text = ", ".join(f"{k if isinstance(k, str) else _said(k)}={_said(v)}"
+                         for k, v in islice(shown, _SHOWN))  # fmt: skip
     else:
-        text = repr(value)
+        text = _said(value)
     return text if len(text) <= 100 else text[:99] + "…"
+
+
+class _Bounded(Repr):
+    """`repr` costs and grows with what a file holds, and fails on integers of 4,300 digits."""
+
+    def repr_int(self, x: int, level: int) -> str:
+        if x.bit_length() <= _DIGITS_BITS:
+            return repr(x)
+        sign = "-" if x < 0 else ""
+        return f"{sign}0x{abs(x) >> (x.bit_length() - _LEADING_BITS):x}…"
+
+
+_BOUNDED = _Bounded()
+_BOUNDED.maxstring = _BOUNDED.maxother = 200
+_BOUNDED.maxdict = _BOUNDED.maxlist = _BOUNDED.maxtuple = _BOUNDED.maxset = _SHOWN
+
+
+def _said(value: Any) -> str:
+    return _BOUNDED.repr(value)
 
 
 def _as_json(checkpoint: Checkpoint) -> dict[str, Any]:

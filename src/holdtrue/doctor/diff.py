@@ -114,7 +114,8 @@ def diff(
     """
     opened = open_side(a), open_side(b)
     as_torch = any(side.manifest is None for side in opened)
-    left, right = (flatten(side, as_torch=as_torch) for side in opened)
+    ours = next((side.manifest for side in opened if side.manifest is not None), None)
+    left, right = (flatten(side, as_torch=as_torch, other=ours) for side in opened)
     found = compare(left, right, progress)
     models = compare_manifests(opened[0].manifest, opened[1].manifest)
     return replace(found, notes=(*found.notes, *map(_architecture_note, models)))

@@ -57,6 +57,7 @@ def write(view: View, state: StateDict, place: Destination) -> Flat:
         *tensors_findings(left),
         *values_finding(view.path, title(place.kind), beside),
         *(_copies(names) if place.kind != "torch" else ()),
+        *(_numbers(view) if state.node is None else ()),
     ]
     return Flat(len(names), job.nbytes, findings)
 
@@ -120,6 +121,30 @@ def _versions(state: StateDict) -> dict[str, Any]:
         for name, own in found.items()
     )
     return {"_metadata": found} if plain else {}
+
+
+def _numbers(view: View) -> list[Finding]:
+    """The note on keys that were numbers, where a tree without a state dict is laid flat."""
+    if not isinstance(view.tree, dict):
+        return []
+    places = tuple(
+        str(key)
+        for key, value in view.tree.items()
+        if type(key) is int and isinstance(value, LazyTensor)
+    )
+    if not places:
+        return []
+    return [
+        Finding(
+            code="keys-became-text",
+            severity="warning",
+            where=places[0],
+            places=places,
+            what=f"keys that were numbers and are text in the result: {len(places):,}",
+            why="the result is a state dict, whose names are text",
+            fix="look these tensors up by text, or turn the names back into numbers",
+        )
+    ]
 
 
 def _copies(names: dict[str, LazyTensor]) -> list[Finding]:

@@ -70,6 +70,10 @@ def find_mapping(a: dict[str, LazyTensor], b: dict[str, LazyTensor]) -> PrefixMa
     free = [name for name in b if name not in a]
     if not lost or not free:
         return None
+    if len(a) == len(b) == 1 and "" in (*a, *b):  # a bare tensor, and one that had to get a name
+        old, new = lost[0], free[0]
+        if "/" not in old + new:
+            return PrefixMapping(a=old and f"{old}/", b=new and f"{new}/", count=1)
     endings: dict[str, list[str]] = {}
     for name in free:
         for at in _cuts(name):

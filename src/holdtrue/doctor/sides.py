@@ -7,6 +7,8 @@ from typing import Any
 import msgspec
 from msgspec import Struct
 
+from holdtrue.doctor.state_dicts import StateDict, state_dicts
+from holdtrue.doctor.to_holdtrue import arrange
 from holdtrue.doctor.tree_leaves import Leaves, leaves
 from holdtrue.formats.checkpoint_directory import read_manifest
 from holdtrue.formats.opening import read
@@ -46,12 +48,17 @@ def open_side(path: str | os.PathLike[str]) -> Opened:
     return Opened(str(path), view, manifest)
 
 
-def flatten(side: Opened, *, as_torch: bool) -> Side:
+def flatten(side: Opened, *, as_torch: bool, other: Manifest | None = None) -> Side:
     """The tables of a checkpoint. `as_torch`: parts in the form that torch.save gives them, so that
-    another format can be compared with; holdtrue's own form knows optimizer states by name."""
+    another format can be compared with; holdtrue's own form knows optimizer states by name.
+
+    A file whose parts are those of `other`, had it been converted, is given as converted: names
+    and places that a part cannot have are no difference then."""
     view, manifest = side.view, side.manifest
     if manifest is None:
-        return Side(side.name, view.format, _foreign(view), {})
+        converted = None if other is None else _as_converted(view, other)
+        flat = _foreign(view) if converted is None else leaves(converted, view.path)
+        return Side(side.name, view.format, flat, {})
     tree: dict[str, Any] = {}
     extras: dict[str, dict[str, Any]] = {}
     for name, part in manifest.parts.items():
@@ -84,6 +91,18 @@ def _foreign(view: View) -> Leaves:
     tensors = {name: view.tensors[path] for name, path in names.items() if path in view.tensors}
     whole = leaves(view.tree, view.path)
     return Leaves(tensors, {}, {"attributes of scripted modules": whole.values})
+
+
+def _as_converted(view: View, other: Manifest) -> dict[str, Any] | None:
+    """The parts that a conversion makes of a view; None where `other` has other parts."""
+    arranged = arrange(view, state_dicts(view))
+    kinds = {n: "module" if isinstance(c, StateDict) else "value" for n, c in arranged.items()}
+    if kinds != {name: part.kind for name, part in other.parts.items()}:
+        return None
+    return {
+        name: dict(content.names) if isinstance(content, StateDict) else content
+        for name, content in arranged.items()
+    }
 
 
 def _by_state_dict(part: Part) -> bool:

@@ -50,7 +50,8 @@ def state_dicts(view: View) -> list[StateDict]:
     """
     if view.format == "holdtrue":
         return [*_module_parts(view), *_in_value_parts(view)]
-    if view.format == "torchscript":
+    # A damaged one may have lost its modules, and its storages stand without names.
+    if view.format == "torchscript" and isinstance(view.about.get("state_dict"), dict):
         return [_scripted(view)]
     return list(_in_tree(view.tree, view.path))
 
@@ -135,12 +136,15 @@ def _pickled(path: str, model: Record, where: str) -> StateDict:
 
 def _scripted(view: View) -> StateDict:
     names: dict[str, str] = view.about["state_dict"]
+    # Salvaging puts bytes without a name beside the tree that is left.
+    tree = view.tree.get("salvaged", view.tree)
+    module = tree.get("module") if isinstance(tree, dict) else None
     return StateDict(
         path="",
         names={name: view.tensors[path] for name, path in names.items() if path in view.tensors},
         class_name=view.about["class"],
-        node=view.tree["module"],
-        beside={"modules and attributes": view.tree["module"]},
+        node=module,
+        beside={"modules and attributes": module},
     )
 
 

@@ -51,17 +51,26 @@ def plan(view: View, states: list[StateDict]) -> Plan:
         return _copy(view)
     parts: dict[str, Part] = {}
     kept = Kept()
+    for name, content in arrange(view, states).items():
+        if isinstance(content, StateDict):
+            parts[name] = _module(kept, name, content)
+        else:
+            node = TreeEncoder(kept, name, content).encode(content)
+            parts[name] = Part(kind="value", state=node)
+    return _finished(parts, kept)
+
+
+def arrange(view: View, states: list[StateDict]) -> dict[str, Any]:
+    """What each part of the checkpoint is made of: a state dict, or any other value."""
+    found: dict[str, Any] = {}
     for state in states:
-        name = _part_name(state.label or "model", parts)
-        parts[name] = _module(kept, name, state)
+        found[_part_name(state.label or "model", found)] = state
     values = list(_values(view.tree, states))
     if view.format == "safetensors" and view.about["metadata"]:
         values.append(("metadata", view.about["metadata"]))
     for label, value in values:
-        name = _part_name(label, parts)
-        node = TreeEncoder(kept, name, value).encode(value)
-        parts[name] = Part(kind="value", state=node)
-    return _finished(parts, kept)
+        found[_part_name(label, found)] = value
+    return found
 
 
 def _finished(parts: dict[str, Part], kept: Kept) -> Plan:
@@ -164,7 +173,7 @@ def _besides(name: str, mapping: dict[Any, Any]) -> Iterable[tuple[str, Any]]:
         yield f"{name}_values", left
 
 
-def _part_name(label: str, taken: dict[str, Part]) -> str:
+def _part_name(label: str, taken: Iterable[str]) -> str:
     name = re.sub(r"[^A-Za-z0-9_]", "_", label)[:80] or "value"
     if not re.match(r"[A-Za-z_]", name) or name.lower() in _TAKEN:
         name = f"part_{name}"

@@ -100,7 +100,7 @@ def _enter(found: Leaves, path: str, node: Any, where: str) -> Iterator[tuple[st
         inner = list(node.components.items())
         # Of a sparse tensor the state says no more than its fields do.
         if node.state is not None and not node.layout.startswith("sparse"):
-            inner.append(("state", node.state))
+            inner.append(("state", node.state if node.numpy is None else _untagged(node.state)))
         return iter(inner) if inner else None
     if isinstance(node, Record) and is_module(node):
         _put(found.values, path, Container("dict"))
@@ -123,6 +123,17 @@ def _enter(found: Leaves, path: str, node: Any, where: str) -> Iterator[tuple[st
     if isinstance(node, OrderedDict) and "_metadata" in getattr(node, "__dict__", {}):
         _put_extra(found, VERSIONS, path, leaves(node.__dict__["_metadata"], where))
     return _parts(node)
+
+
+def _untagged(state: Any) -> Any:
+    """What describes an array's fields, its tuples plain: a manifest spells them as nodes."""
+    if isinstance(state, dict) and state.keys() == {"$", "v"} and state["$"] == "tuple":
+        return tuple(_untagged(part) for part in state["v"])
+    if isinstance(state, dict):
+        return {key: _untagged(value) for key, value in state.items()}
+    if isinstance(state, (list, tuple)):
+        return type(state)(map(_untagged, state))
+    return state
 
 
 def _put_extra(found: Leaves, label: str, path: str, inner: Leaves) -> None:

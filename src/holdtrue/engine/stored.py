@@ -80,10 +80,11 @@ def prove(tensors: Iterable[LazyTensor]) -> None:
     tensors = list(tensors)
     on_the_way = {_place(s) for t in tensors if (s := whole_storage(t)) is not None}
     apart = {
-        _place(piece.storage): piece.storage
+        _place(record): record
         for tensor in tensors
         for piece in tensor.pieces
-        if piece.storage.crc32 is not None or piece.storage.digest is not None
+        for record in (piece.storage.record or piece.storage,)
+        if record.crc32 is not None or record.digest is not None
     }
     left = [storage for place, storage in apart.items() if place not in on_the_way]
     found = [finding for finding in in_threads(check_storage, left) if finding is not None]

@@ -11,7 +11,7 @@ from msgspec import Struct
 
 from holdtrue.errors import OpenError
 from holdtrue.formats import directories, signatures
-from holdtrue.formats.source import inspect_path, open_source
+from holdtrue.formats.source import inspect_path, open_source, unreachable
 from holdtrue.formats.zip_contents import name_zip
 from holdtrue.limits import KIB, limits
 
@@ -27,6 +27,10 @@ _PICKLE_DICTS = re.compile(
 )
 # The pickled number that begins a legacy torch file, in protocols 1 and up, and in protocol 0.
 _LEGACY_MAGIC = (b"\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19.", b"L119547037146038801333356L\n.")
+# As a name of its own in the pickle (protocols 2 and 3, then 4): text in a value has other bytes.
+_JOBLIB = re.compile(
+    rb"cjoblib\.numpy_pickle\nNumpyArrayWrapper\n|\x8c\x13joblib\.numpy_pickle\x94"
+)
 _TAR_MEMBERS = {b"sys_info", b"pickle", b"tensors", b"storages"}
 
 
@@ -43,11 +47,14 @@ def detect(path: str) -> Detected:
     if stat.S_ISDIR(inspect_path(path).st_mode):
         return _detect_directory(path)
     with open_source(path) as file:
-        size = file.seek(0, 2)
-        file.seek(0)
-        head = file.read(_HEAD)
-        file.seek(max(0, size - _TAIL))
-        tail = file.read(_TAIL)
+        try:
+            size = file.seek(0, 2)
+            file.seek(0)
+            head = file.read(_HEAD)
+            file.seek(max(0, size - _TAIL))
+            tail = file.read(_TAIL)
+        except OSError as error:  # a kernel's file that is no run of bytes, or a failing disk
+            raise unreachable(path, error) from None
     if not head:
         raise signatures.empty(path)
     if not any(head):
@@ -72,6 +79,8 @@ def _by_content(path: str, head: bytes, tail: bytes, size: int) -> Kind | None:
         return _name_tar(path, head, size)
     pickled = head[0] == 0x80 and len(head) > 1 and 2 <= head[1] <= 5
     if pickled and not _has_json_of_length(head):
+        if _JOBLIB.search(head):
+            raise signatures.joblib(path)
         return None if directories.is_dcp_metadata(head) else "pickle"
     if is_safetensors(head, size):
         return "safetensors"

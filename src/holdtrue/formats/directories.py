@@ -43,7 +43,8 @@ def recognise(path: str) -> Found | None:
         return Found("dcp-safetensors", path)
     steps = [n for n in names if _begins(folder / n / "manifest.json", _MANIFEST)]
     if steps:
-        return Found("holdtrue-run", path, f"{len(steps)} checkpoints")
+        listed = ", ".join(sorted(steps)[:5]) + (" …" if len(steps) > 5 else "")
+        return Found("holdtrue-run", path, f"{len(steps)} checkpoints, {listed}")
     return None
 
 

@@ -96,9 +96,11 @@ def _member(archive: Archive, entry: Entry) -> _Array:
     if not entry.readable:
         raise damaged(where, f"it is packed by method {entry.method}, or encrypted")
     storage = storage_of(archive, entry, entry.name)
-    prefix = read_storage(storage, 0, min(PREFIX, storage.nbytes)).tobytes()
+    # Opening describes; whether the bytes are those that were written, reading them tells.
+    unproven = replace(storage, crc32=None)
+    prefix = read_storage(unproven, 0, min(PREFIX, storage.nbytes)).tobytes()
     length = min(header_bytes(prefix, where), storage.nbytes)
-    return _array(read_storage(storage, 0, length).tobytes(), storage, where)
+    return _array(read_storage(unproven, 0, length).tobytes(), storage, where)
 
 
 def _array(raw: bytes, whole: Storage, where: str) -> _Array:
@@ -121,6 +123,7 @@ def _array(raw: bytes, whole: Storage, where: str) -> _Array:
         big_endian=unit > 1,
         itemsize=unit,
         crc32=None,  # of the record, header included
+        record=whole if whole.crc32 is not None else None,
     )
     trailing: tuple[Finding, ...] = ()
     if present > header.nbytes:

@@ -40,8 +40,8 @@ def read(path: str) -> View:
         raise refuse(
             path,
             "run-not-checkpoint",
-            "the directory is a run of several checkpoints",
+            "the directory holds checkpoints, it is none itself",
             f"it holds {detected.detail}",
-            f"say which: {path}@latest, {path}@best, or the directory of one step",
+            "give the path of one of these",
         )
     return reader_of(detected.kind)(detected.path)

@@ -85,7 +85,7 @@ _COMPRESSED: tuple[tuple[bytes, str, str, Callable[[], Any]], ...] = (
 
 def recognise(path: str, head: bytes, tail: bytes) -> OpenError | None:
     """The refusal that names what a file is, from its first and last bytes; None if unknown."""
-    for test in (_pointer, _markup, _json, _compressed, _signed, _tensorflow, _onnx, _text):
+    for test in (_pointer, _markup, _json, _compressed, _zlib, _signed, _tensorflow, _onnx, _text):
         found = test(path, head, tail)
         if found is not None:
             return found
@@ -227,6 +227,36 @@ def _compressed(path: str, head: bytes, tail: bytes) -> OpenError | None:
             f"unpack it ({command} FILE) and open the result",
         )
     return None
+
+
+def _zlib(path: str, head: bytes, tail: bytes) -> OpenError | None:
+    """Two bytes that text may begin with too: only what can be inflated is taken for it."""
+    if not head.startswith((b"\x78\x01", b"\x78\x5e", b"\x78\x9c", b"\x78\xda")):
+        return None
+    try:
+        inside = zlib.decompressobj().decompress(head, _PEEK)
+    except zlib.error:
+        return None
+    if not inside:
+        return None
+    return refuse(
+        path,
+        "compressed-file",
+        "the file is compressed with zlib",
+        f"inside is {_named(inside)}; joblib.dump(..., compress=True) writes such files",
+        "unpack it (pigz -dz < FILE > RESULT) and open the result",
+    )
+
+
+def joblib(path: str) -> OpenError:
+    """For a pickle that joblib broke up with the bytes of arrays."""
+    return refuse(
+        path,
+        "foreign-format",
+        "the file is a joblib dump, not a plain pickle",
+        "the bytes of arrays stand between its instructions, where only joblib looks for them",
+        "if you trust its writer, joblib.load it and save the arrays with numpy.savez",
+    )
 
 
 def _named(inside: bytes) -> str:

@@ -99,7 +99,7 @@ def is_plain_name(name: str) -> bool:
 
 
 def unreachable(path: str, error: OSError) -> OpenError:
-    """The error for a path that the operating system does not let us look at."""
+    """The refusal of a path that the system would not open or read."""
     if error.errno in (errno.EACCES, errno.EPERM):
         return refuse(
             path,
@@ -117,6 +117,17 @@ def unreachable(path: str, error: OSError) -> OpenError:
 
 
 def _missing(path: str) -> OpenError:
+    if not path:
+        return refuse(
+            path, "path-missing", "the path is empty",
+            "a variable that was never set gives such a path", "give the path of a checkpoint",
+        )  # fmt: skip
+    if Path(path).is_symlink():
+        return refuse(
+            path, "path-missing", "the link leads nowhere",
+            f"it points at {str(Path(path).readlink())!r}, which is not there",
+            "fetch the target, or make the link anew",
+        )  # fmt: skip
     folder = Path(path).parent
     try:
         names = [

@@ -14,6 +14,7 @@ from holdtrue.findings import Finding, Report, report
 from holdtrue.formats.pieces import reach
 from holdtrue.formats.tensor_bytes import (
     Bytes,
+    crc_mismatch,
     digest_mismatch,
     element_bytes,
     storage_chunks,
@@ -82,8 +83,7 @@ def proven_chunks(storage: Storage) -> Iterator[Bytes]:
             digest.update(block.data)
         yield block
     if storage.crc32 is not None and crc != storage.crc32:
-        wrong = _crc_mismatch(f"{storage.file}: {storage.key}", crc, storage.crc32)
-        raise fail(DamageError, storage.file, wrong)
+        raise fail(DamageError, storage.file, crc_mismatch(storage, crc))
     if storage.digest is not None and digest.hexdigest() != storage.digest:
         raise fail(DamageError, storage.file, digest_mismatch(storage))
 
@@ -160,17 +160,6 @@ def _last_byte(storage: Storage) -> Storage:
     if storage.codec != "raw" or not storage.nbytes:
         return storage
     return replace(storage, offset=storage.offset + storage.nbytes - 1, nbytes=1)
-
-
-def _crc_mismatch(where: str, found: int, kept: int) -> Finding:
-    return Finding(
-        code="crc-mismatch",
-        severity="error",
-        where=where,
-        what="a record is not what was written",
-        why=f"its CRC is {found:08x}, the archive says {kept:08x}; torch.load does not look",
-        fix="go back to another copy; `holdtrue salvage` keeps the tensors that are whole",
-    )
 
 
 def _finding(view: View, path: str, code: str, what: str, why: str) -> Finding:

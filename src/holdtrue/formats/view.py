@@ -29,6 +29,7 @@ class Storage(Struct, frozen=True, kw_only=True, omit_defaults=True):
     big_endian: bool = False
     itemsize: int = 1  # unit of byte swapping when big_endian
     crc32: int | None = None  # over the inflated bytes, where the format keeps one
+    record: "Storage | None" = None  # what holds these bytes among others, and has the CRC
     digest: str | None = None  # xxh3-128 over the bytes, where the format keeps one
     inline: bytes | None = None  # the bytes themselves, where the file spells them differently
 

@@ -76,7 +76,7 @@ def _uninterrupted() -> Iterator[None]:
 def _storages(plan: Plan) -> Iterator[Storage]:
     for item in plan.copies:
         for piece in item.lazy.pieces:
-            yield piece.storage
+            yield piece.storage.record or piece.storage
 
 
 def _out_of_bounds(plan: Plan) -> list[Finding]:

@@ -12,7 +12,7 @@ from torch import Tensor
 from holdtrue.capture.raw import dtype_named, raw_view
 from holdtrue.errors import OpenError, fail
 from holdtrue.findings import Finding
-from holdtrue.formats.tensor_bytes import read_tensor
+from holdtrue.formats.proven import Proven, read_proven
 from holdtrue.formats.view import LazyTensor
 from holdtrue.records.arrays import dtype_of
 from holdtrue.records.dtypes import DTYPES, OVERLAP_FACTOR, contiguous_stride, extent, product
@@ -26,13 +26,16 @@ class Fresh(Struct):
 
     tensors: Mapping[str, LazyTensor]
     agreed: Trust = field(default_factory=Trust)
+    proven: Proven = field(default_factory=Proven)
     built: dict[str, Any] = field(default_factory=dict)
     memory: dict[tuple[str, int], Tensor] = field(default_factory=dict)  # of overlapping groups
 
     def __call__(self, key: str) -> Any:
         if key not in self.built:
             lazy = self.tensors[key]
-            self.built[key] = build_array(lazy) if lazy.numpy else self._tensor(key, lazy)
+            self.built[key] = (
+                build_array(lazy, self.proven, key) if lazy.numpy else self._tensor(key, lazy)
+            )
         return self.built[key]
 
     def _tensor(self, key: str, lazy: LazyTensor) -> Any:
@@ -65,13 +68,13 @@ class Fresh(Struct):
         if base.dtype != dtype or first < 0 or min(lazy.stride, default=0) < 0 or end > len(base):
             raise unusable(key, "it does not fit the memory that it shares")
         tensor = base.as_strided(lazy.shape, lazy.stride, first)
-        place_bytes(tensor, read_tensor(lazy).data)
+        place_bytes(tensor, read_proven(lazy, self.proven, key).data)
         return tensor
 
 
-def build_array(lazy: LazyTensor) -> "np.ndarray[Any, Any]":
+def build_array(lazy: LazyTensor, proven: Proven, where: str) -> "np.ndarray[Any, Any]":
     """A NumPy array, in the memory order it had."""
-    data, dtype = read_tensor(lazy), dtype_of(lazy.numpy)
+    data, dtype = read_proven(lazy, proven, where), dtype_of(lazy.numpy)
     # An itemsize of 0 (empty texts) leaves no bytes to look at.
     array = data.view(dtype).reshape(lazy.shape) if dtype.itemsize else np.zeros(lazy.shape, dtype)
     fortran = lazy.stride != contiguous_stride(lazy.shape)
@@ -101,7 +104,7 @@ def build_tensor(lazy: LazyTensor, fresh: Fresh, where: str) -> Any:
             raise unusable(where, f"its strides {lazy.stride} do not fit {lazy.shape}")
         # The default device may be another one; a value that is read is always on the CPU.
         tensor = torch.empty_strided(lazy.shape, lazy.stride, dtype=dtype, device="cpu")
-    place_bytes(tensor, read_tensor(lazy).data)
+    place_bytes(tensor, read_proven(lazy, fresh.proven, where).data)
     if lazy.class_name is not None:
         return _subclass(tensor, lazy, fresh, where)
     return tensor

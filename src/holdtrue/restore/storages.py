@@ -5,7 +5,7 @@ from typing import Any
 import torch
 from msgspec import Struct, field
 
-from holdtrue.formats.tensor_bytes import read_storage
+from holdtrue.formats.proven import Proven, read_proven_storage
 from holdtrue.formats.view import LazyTensor
 from holdtrue.records.dtypes import DTYPES, extent
 from holdtrue.records.inert import NamedReference
@@ -18,20 +18,23 @@ class Storages(Struct):
 
     where: str
     agreed: Trust = field(default_factory=Trust)
+    names: dict[int, str] = field(default_factory=dict)  # id of a lazy tensor → its path
+    proven: Proven = field(default_factory=Proven)
     read: dict[str, torch.UntypedStorage] = field(default_factory=dict)
 
     def __call__(self, lazy: LazyTensor) -> Any:
+        name = self.names.get(id(lazy), self.where)
         if lazy.numpy is not None:
-            return build_array(lazy)
-        alone = Fresh({}, self.agreed)
+            return build_array(lazy, self.proven, name)
+        alone = Fresh({}, self.agreed, self.proven)
         if not self._is_view(lazy):
-            return dress(build_tensor(lazy, alone, self.where), lazy)
+            return dress(build_tensor(lazy, alone, name), lazy)
         piece = lazy.pieces[0]
         dtype = getattr(torch, lazy.dtype, None)
         if not isinstance(dtype, torch.dtype):
-            return dress(build_tensor(lazy, alone, self.where), lazy)  # says what is lacking
+            return dress(build_tensor(lazy, alone, name), lazy)  # says what is lacking
         if piece.storage.key not in self.read:
-            data = bytearray(read_storage(piece.storage).data)
+            data = bytearray(read_proven_storage(piece.storage, self.proven, name).data)
             whole = (
                 torch.frombuffer(data, dtype=torch.uint8) if data else torch.empty(0, device="cpu")
             )

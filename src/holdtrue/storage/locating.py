@@ -45,6 +45,8 @@ def locate(path: str | os.PathLike[str]) -> Path:
 
     Raises OpenError for what only holdtrue leaves behind; all else is for the formats to tell.
     """
+    if not os.fspath(path):
+        inspect_path("")  # raises: Path("") would be the current directory
     place = Path(path)
     base, at, which = str(place).rpartition("@")
     if at and not os.path.lexists(place):
