@@ -115,6 +115,7 @@ class Checkpoint:
         rename: Mapping[str, str] | None = None,
         trust: Iterable[type | str] = (),
         rng: bool | None = None,
+        source: Mapping[str, str] | None = None,
         **targets: Any,
     ) -> Report:
         """Put the saved state into live objects, in place: all of it, or nothing.
@@ -122,6 +123,8 @@ class Checkpoint:
         `allow` accepts differences by their finding codes. `only` restricts modules to names that
         match a pattern; `rename` maps saved names, {"old.*": "new.*"}. `rng` restores the global
         random states; by default when an optimizer is among the targets, since that is a resume.
+        `source` says, for files of other formats, which state dict a target is filled from:
+        {"model": "ema"}.
 
         Raises RestoreError when something does not fit, and DamageError when bytes on disk are not
         those that were written; either way nothing has been changed.
@@ -141,12 +144,16 @@ class Checkpoint:
         fresh = Fresh(self._view.tensors, _joined(self._agreed, trust))
         targets.pop(RNG, None)
         if self._manifest is None:
-            parts, fresh.tensors, noticed = foreign_targets(self._view, targets)
+            parts, fresh.tensors, noticed = foreign_targets(
+                self._view, targets, source or {}, choice
+            )
             named = {n: t for n, t in targets.items() if n not in {f.where for f in noticed}}
             plan = plan_restore(parts, fresh, named, choice, False)
-            plan.findings += noticed
+            for finding in noticed:
+                plan.found(finding)
         else:
             plan = plan_restore(self._manifest.parts, fresh, targets, choice, resume)
+            plan.findings += [_has_parts(*item) for item in (source or {}).items()]
         return apply(plan, str(self.path))
 
     def _fresh(self) -> Any:
@@ -249,6 +256,17 @@ def _plain_value(node: Any, part: str, view: View, agreed: Trust) -> Any:
         return StoredTensor(view.tensors[key], key).numpy()
 
     return decode(node, Decoding(tensor=array, agreed=agreed), path=part)
+
+
+def _has_parts(target: str, part: str) -> Finding:
+    return Finding(
+        code="source-unused",
+        severity="error",
+        where=f"source={{{target!r}: {part!r}}}",
+        what="this checkpoint's parts have names; source is for files of other formats",
+        why="a target is filled from the part of its own name",
+        fix="name the target as the part is called: restore(part=target)",
+    )
 
 
 def _stray(path: Path) -> Finding:

@@ -190,3 +190,100 @@ assert ck["names"] == ["a"]
 assert ck["w"].tolist() == [0.0, 1.0, 2.0]
 """
     subprocess.run([sys.executable, "-c", program], check=True)
+
+
+def linear(value: float) -> nn.Linear:
+    layer = nn.Linear(2, 2)
+    for parameter in layer.parameters():
+        nn.init.constant_(parameter, value)
+    return layer
+
+
+def weights(value: float) -> dict[str, torch.Tensor]:
+    return linear(value).state_dict()
+
+
+def saved(content: object, tmp_path) -> holdtrue.Checkpoint:
+    torch.save(content, tmp_path / "f.pt")
+    return holdtrue.open(tmp_path / "f.pt")
+
+
+# What is in the file, the name of the target, and the value of the state dict that is meant.
+MEANT = {
+    "gradients first": ({"grads": weights(0), "params": weights(1)}, "model"),
+    "moments first": ({"optim": {"state": {"exp_avg": weights(0)}}, "net": weights(1)}, "model"),
+    "by name": ({"ema": weights(0), "model_state_dict": weights(1)}, "model"),
+    "by a part of the name": ({"netD": weights(0), "netG": weights(1)}, "G"),
+    "in another case": ({"ema": weights(0), "Model": weights(1)}, "model"),
+    "by its shapes": (
+        {"old": {"weight": torch.zeros(5, 5), "bias": torch.zeros(5)}, "new": weights(1)},
+        "model",
+    ),
+    "only gradients": ({"grads": weights(1)}, "model"),
+}
+
+
+@pytest.mark.parametrize("case", MEANT)
+def test_the_state_dict_that_is_meant(case, tmp_path):
+    content, name = MEANT[case]
+    target = linear(9)
+    saved(content, tmp_path).restore(**{name: target})
+    assert target.weight[0, 0] == 1
+
+
+def test_two_targets_take_two_state_dicts(tmp_path):
+    checkpoint = saved({"netD": weights(1), "netG": weights(2)}, tmp_path)
+    for names in (("G", "D"), ("D", "G")):
+        targets = {name: linear(9) for name in names}
+        checkpoint.restore(**targets)
+        assert targets["D"].bias[0] == 1
+        assert targets["G"].bias[0] == 2
+
+
+@pytest.mark.parametrize(
+    "content",
+    [{"teacher": weights(1), "student": weights(2)}, [weights(1), weights(2)],
+     {"model": {"weight": torch.ones(2, 2)}, "ema": weights(2)}],
+    ids=["named", "list", "one called so fits less"],
+)  # fmt: skip
+def test_what_nothing_decides_is_asked_for(content, tmp_path):
+    checkpoint, target = saved(content, tmp_path), linear(9)
+    with pytest.raises(holdtrue.RestoreError) as caught:
+        checkpoint.restore(model=target)
+    assert codes(caught.value.report) == {"state-dict-ambiguous"}
+    assert target.weight[0, 0] == 9
+    last = list(content)[-1] if isinstance(content, dict) else "1"
+    assert repr(last) in caught.value.report.errors[0].why
+    report = checkpoint.restore(model=target, source={"model": last})
+    assert target.weight[0, 0] == 2
+    assert "source" in report.findings[0].why
+
+
+def test_the_same_tensors_twice_are_no_question(tmp_path):
+    state = weights(1)
+    target = linear(9)
+    saved({"a": state, "b": dict(state)}, tmp_path).restore(model=target)
+    assert target.weight[0, 0] == 1
+
+
+def test_a_source_that_is_not_there(tmp_path):
+    checkpoint = saved({"a": weights(1)}, tmp_path)
+    for source, code in (({"model": "b"}, "source-missing"), ({"mdoel": "a"}, "source-unused")):
+        with pytest.raises(holdtrue.RestoreError) as caught:
+            checkpoint.restore(model=linear(9), source=source)
+        assert code in codes(caught.value.report)
+
+
+@pytest.mark.parametrize(
+    ("content", "says"),
+    [(torch.optim.SGD(linear(0).parameters()).state_dict(), "an optimizer's state"),
+     ({"epoch": 3, "lr": 0.1}, "'epoch' (a value of type int)"), ([1, 2], "list")],
+    ids=["optimizer", "numbers", "list"],
+)  # fmt: skip
+def test_a_file_without_a_state_dict_says_what_it_holds(content, says, tmp_path):
+    checkpoint = saved(content, tmp_path)
+    with pytest.raises(holdtrue.RestoreError) as caught:
+        checkpoint.restore(model=linear(9))
+    assert codes(caught.value.report) == {"part-missing"}
+    assert says in caught.value.report.errors[0].why
+    assert checkpoint.restore(model=linear(9), allow="part-missing").ok
