@@ -7,11 +7,13 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+from msgspec.structs import replace
+
 from holdtrue.engine.read import verify_storages
 from holdtrue.errors import DamageError
 from holdtrue.findings import Finding, Report, report
 from holdtrue.formats.checkpoint_directory import read_manifest, to_view
-from holdtrue.formats.module_tree import is_module, state_dict
+from holdtrue.formats.module_tree import has_packed, is_module, state_dict
 from holdtrue.formats.opening import read as read_any
 from holdtrue.formats.tree_map import map_tensors
 from holdtrue.formats.verifying import verify_view
@@ -144,11 +146,12 @@ class Checkpoint:
         fresh = Fresh(self._view.tensors, _joined(self._agreed, trust))
         targets.pop(RNG, None)
         if self._manifest is None:
+            fresh.foreign = True
             parts, fresh.tensors, noticed = foreign_targets(
                 self._view, targets, source or {}, choice
             )
             named = {n: t for n, t in targets.items() if n not in {f.where for f in noticed}}
-            plan = plan_restore(parts, fresh, named, choice, False)
+            plan = plan_restore(parts, fresh, named, choice, False, self.format)
             for finding in noticed:
                 plan.found(finding)
         else:
@@ -169,8 +172,9 @@ class Checkpoint:
         return decode_value(node, self._fresh(), path=part)[0]
 
     def _foreign_value(self, tree: Any, part: str) -> Any:
-        if is_module(tree):
-            tree = OrderedDict(state_dict(tree, part))
+        if is_module(tree) and not has_packed(tree, part):
+            # As torch's own state_dict(): detached.
+            tree = OrderedDict((n, _detached(t)) for n, t in state_dict(tree, part).items())
         where = f"{self.path}: {part}"
         if find_spec("torch") is None:
             return map_tensors(tree, lambda lazy: StoredTensor(lazy, part).numpy(), where)
@@ -256,6 +260,12 @@ def _plain_value(node: Any, part: str, view: View, agreed: Trust) -> Any:
         return StoredTensor(view.tensors[key], key).numpy()
 
     return decode(node, Decoding(tensor=array, agreed=agreed), path=part)
+
+
+def _detached(lazy: LazyTensor) -> LazyTensor:
+    if lazy.layout == "uninitialized":
+        return lazy
+    return replace(lazy, parameter=False, requires_grad=False)
 
 
 def _has_parts(target: str, part: str) -> Finding:

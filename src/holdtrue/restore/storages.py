@@ -23,7 +23,7 @@ class Storages(Struct):
     def __call__(self, lazy: LazyTensor) -> Any:
         if lazy.numpy is not None:
             return build_array(lazy)
-        alone = Fresh({}, self.agreed)
+        alone = Fresh({}, self.agreed, foreign=True)
         if not self._is_view(lazy):
             return dress(build_tensor(lazy, alone, self.where), lazy)
         piece = lazy.pieces[0]
@@ -37,7 +37,9 @@ class Storages(Struct):
         storage = self.read[piece.storage.key]
         end = (piece.offset + extent(piece.shape, piece.stride)) * dtype.itemsize
         if piece.offset < 0 or min(piece.stride, default=0) < 0 or end > storage.nbytes():
-            raise unusable(self.where, f"a tensor needs {end:,} bytes of {storage.nbytes():,}")
+            raise unusable(
+                self.where, f"a tensor needs {end:,} bytes of {storage.nbytes():,}", foreign=True
+            )
         tensor = torch.empty(0, dtype=dtype).set_(storage, piece.offset, piece.shape, piece.stride)
         return dress(tensor, lazy)
 

@@ -21,10 +21,15 @@ from holdtrue.restore.value import other_class, plan_loader, plan_rng, plan_valu
 
 
 def plan_restore(
-    parts: Mapping[str, Part], tensors: Fresh, targets: Mapping[str, Any], choice: Choice, rng: bool
+    parts: Mapping[str, Part],
+    tensors: Fresh,
+    targets: Mapping[str, Any],
+    choice: Choice,
+    rng: bool,
+    written_by: str = "holdtrue",
 ) -> Plan:
     """Compare every target with its part. Nothing is changed; findings are in the plan."""
-    plan = Plan(choice)
+    plan = Plan(choice, written_by)
     _check_choice(choice, plan)
     known = known_tensors(targets)
     held = {
