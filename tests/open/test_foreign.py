@@ -10,6 +10,8 @@ from safetensors.torch import save_file
 from torch import nn
 
 import holdtrue
+from holdtrue.records.inert import Record
+from holdtrue.restore.nested import build_nested
 
 
 class Net(nn.Module):
@@ -332,6 +334,24 @@ def test_nested_tensors(layout, tmp_path):
     assert torch.equal(value["w"], torch.ones(2))
     assert value["n"].is_nested
     assert all(torch.equal(a, b) for a, b in zip(value["n"].unbind(), rows, strict=True))
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_a_transposed_jagged_tensor(tmp_path):
+    rows = [torch.randn(2, 3), torch.randn(1, 3)]
+    nested = torch.nested.nested_tensor(rows, layout=torch.jagged).transpose(1, 2)
+    value = saved({"n": nested, "w": torch.ones(2)}, tmp_path)["model"]["n"]
+    assert all(torch.equal(a, b.T) for a, b in zip(value.unbind(), rows, strict=True))
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_a_nested_tensor_whose_parts_do_not_fit_stays_inert():
+    bad = {"values": torch.ones(6), "offsets": torch.tensor([0, 2**40])}
+    assert isinstance(build_nested(bad, None), Record)
+    sizes = torch.tensor([[2**32, 2**32]])
+    bad = {"values": torch.ones(6), "sizes": sizes, "strides": torch.zeros_like(sizes),
+           "storage_offsets": torch.tensor([0])}  # fmt: skip
+    assert isinstance(build_nested(bad, None), Record)
 
 
 def test_views_that_torch_has_not_carried_out(tmp_path):

@@ -100,7 +100,8 @@ def build_tensor(lazy: LazyTensor, fresh: Fresh, where: str) -> Any:
     if lazy.layout == "meta":
         return _meta(lazy, where)
     if lazy.layout == "nested":
-        return build_nested({k: build_tensor(c, fresh, where) for k, c in lazy.components.items()})
+        parts = {k: build_tensor(c, fresh, where) for k, c in lazy.components.items()}
+        return build_nested(parts, lazy.state)
     if fresh.foreign:  # its bytes are gathered, so the gaps that they had are gone
         lazy = replace(lazy, stride=dense_stride(lazy.shape, lazy.stride))
     if lazy.layout == "quantized":
