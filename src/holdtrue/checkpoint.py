@@ -7,12 +7,14 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from msgspec.structs import replace
+
 from holdtrue.doctor.environments import compare_environments
 from holdtrue.engine.read import verify_storages
 from holdtrue.errors import DamageError, HoldtrueError, fail, torch_missing
 from holdtrue.findings import Finding, Report, report
 from holdtrue.formats.checkpoint_directory import read_manifest, to_view
-from holdtrue.formats.module_tree import is_module, state_dict
+from holdtrue.formats.module_tree import has_packed, is_module, state_dict
 from holdtrue.formats.opening import read as read_any
 from holdtrue.formats.proven import Proven
 from holdtrue.formats.tree_map import map_tensors
@@ -128,6 +130,7 @@ class Checkpoint:
         trust: Iterable[type | str] = (),
         rng: bool | None = None,
         probe: Any = False,
+        source: Mapping[str, str] | None = None,
         **targets: Any,
     ) -> Report:
         """Put the saved state into live objects, in place: all of it, or nothing.
@@ -136,7 +139,8 @@ class Checkpoint:
         match a pattern; `rename` maps saved names, {"old.*": "new.*"}. `rng` restores the global
         random states; by default when an optimizer is among the targets, since that is a resume.
         `probe=True` runs the probe that was saved, with the restored model (`probe=inputs` where
-        they were too large to keep), and adds what it says to the report.
+        they were too large to keep), and adds what it says to the report. `source` says, for files
+        of other formats, which state dict a target is filled from: {"model": "ema"}.
 
         Raises RestoreError when something does not fit, and DamageError when bytes on disk are not
         those that were written; either way nothing has been changed.
@@ -159,14 +163,19 @@ class Checkpoint:
         fresh = Fresh(self._view.tensors, _joined(self._agreed, trust))
         targets.pop(RNG, None)
         if self._manifest is None:
-            parts, fresh.tensors, noticed = foreign_targets(self._view, targets)
+            fresh.foreign = True
+            parts, fresh.tensors, noticed = foreign_targets(
+                self._view, targets, source or {}, choice
+            )
             named = {n: t for n, t in targets.items() if n not in {f.where for f in noticed}}
-            plan = plan_restore(parts, fresh, named, choice, False)
-            plan.findings += noticed
+            plan = plan_restore(parts, fresh, named, choice, False, self.format)
+            for finding in noticed:
+                plan.found(finding)
         else:
             plan = plan_restore(self._manifest.parts, fresh, targets, choice, resume)
             saved, here = self._manifest.environment, environment()
             plan.findings += compare_environments(saved, here, resume=resume)
+            plan.findings += [_has_parts(*item) for item in (source or {}).items()]
         try:
             done = apply(plan, str(self.path))
         except DamageError as error:
@@ -235,8 +244,12 @@ class Checkpoint:
 
     def _foreign_value(self, tree: Any, part: str) -> Any:
         names = {id(lazy): path for path, lazy in self._view.tensors.items()}
-        if is_module(tree):
-            tree = OrderedDict(state_dict(tree, part))
+        if is_module(tree) and not has_packed(tree, part):
+            # As torch's own state_dict(): detached. One tensor under two names stays one.
+            found = state_dict(tree, part)
+            made = {id(lazy): _detached(lazy) for lazy in found.values()}
+            names |= {id(made[old]): path for old, path in names.items() if old in made}
+            tree = OrderedDict((name, made[id(lazy)]) for name, lazy in found.items())
         where = f"{self.path}: {part}"
         if find_spec("torch") is None:
 
@@ -359,6 +372,23 @@ def _replaced(path: Path) -> Finding:
         what="another checkpoint stands here now",
         why="it was overwritten after this one was opened",
         fix="open it again",
+    )
+
+
+def _detached(lazy: LazyTensor) -> LazyTensor:
+    if lazy.layout == "uninitialized":
+        return lazy
+    return replace(lazy, parameter=False, requires_grad=False)
+
+
+def _has_parts(target: str, part: str) -> Finding:
+    return Finding(
+        code="source-unused",
+        severity="error",
+        where=f"source={{{target!r}: {part!r}}}",
+        what="this checkpoint's parts have names; source is for files of other formats",
+        why="a target is filled from the part of its own name",
+        fix="name the target as the part is called: restore(part=target)",
     )
 
 

@@ -10,6 +10,8 @@ from safetensors.torch import save_file
 from torch import nn
 
 import holdtrue
+from holdtrue.records.inert import Record
+from holdtrue.restore.nested import build_nested
 
 
 class Net(nn.Module):
@@ -190,3 +192,230 @@ assert ck["names"] == ["a"]
 assert ck["w"].tolist() == [0.0, 1.0, 2.0]
 """
     subprocess.run([sys.executable, "-c", program], check=True)
+
+
+def linear(value: float) -> nn.Linear:
+    layer = nn.Linear(2, 2)
+    for parameter in layer.parameters():
+        nn.init.constant_(parameter, value)
+    return layer
+
+
+def weights(value: float) -> dict[str, torch.Tensor]:
+    return linear(value).state_dict()
+
+
+def saved(content: object, tmp_path) -> holdtrue.Checkpoint:
+    torch.save(content, tmp_path / "f.pt")
+    return holdtrue.open(tmp_path / "f.pt")
+
+
+# What is in the file, the name of the target, and the value of the state dict that is meant.
+MEANT = {
+    "gradients first": ({"grads": weights(0), "params": weights(1)}, "model"),
+    "moments first": ({"optim": {"state": {"exp_avg": weights(0)}}, "net": weights(1)}, "model"),
+    "by name": ({"ema": weights(0), "model_state_dict": weights(1)}, "model"),
+    "by a part of the name": ({"netD": weights(0), "netG": weights(1)}, "G"),
+    "in another case": ({"ema": weights(0), "Model": weights(1)}, "model"),
+    "by its shapes": (
+        {"old": {"weight": torch.zeros(5, 5), "bias": torch.zeros(5)}, "new": weights(1)},
+        "model",
+    ),
+    "only gradients": ({"grads": weights(1)}, "model"),
+}
+
+
+@pytest.mark.parametrize("case", MEANT)
+def test_the_state_dict_that_is_meant(case, tmp_path):
+    content, name = MEANT[case]
+    target = linear(9)
+    saved(content, tmp_path).restore(**{name: target})
+    assert target.weight[0, 0] == 1
+
+
+def test_two_targets_take_two_state_dicts(tmp_path):
+    checkpoint = saved({"netD": weights(1), "netG": weights(2)}, tmp_path)
+    for names in (("G", "D"), ("D", "G")):
+        targets = {name: linear(9) for name in names}
+        checkpoint.restore(**targets)
+        assert targets["D"].bias[0] == 1
+        assert targets["G"].bias[0] == 2
+
+
+@pytest.mark.parametrize(
+    "content",
+    [{"teacher": weights(1), "student": weights(2)}, [weights(1), weights(2)],
+     {"model": {"weight": torch.ones(2, 2)}, "ema": weights(2)}],
+    ids=["named", "list", "one called so fits less"],
+)  # fmt: skip
+def test_what_nothing_decides_is_asked_for(content, tmp_path):
+    checkpoint, target = saved(content, tmp_path), linear(9)
+    with pytest.raises(holdtrue.RestoreError) as caught:
+        checkpoint.restore(model=target)
+    assert codes(caught.value.report) == {"state-dict-ambiguous"}
+    assert target.weight[0, 0] == 9
+    last = list(content)[-1] if isinstance(content, dict) else "1"
+    assert repr(last) in caught.value.report.errors[0].why
+    report = checkpoint.restore(model=target, source={"model": last})
+    assert target.weight[0, 0] == 2
+    assert "source" in report.findings[0].why
+
+
+def test_the_same_tensors_twice_are_no_question(tmp_path):
+    state = weights(1)
+    target = linear(9)
+    saved({"a": state, "b": dict(state)}, tmp_path).restore(model=target)
+    assert target.weight[0, 0] == 1
+
+
+def test_a_source_that_is_not_there(tmp_path):
+    checkpoint = saved({"a": weights(1)}, tmp_path)
+    for source, code in (({"model": "b"}, "source-missing"), ({"mdoel": "a"}, "source-unused")):
+        with pytest.raises(holdtrue.RestoreError) as caught:
+            checkpoint.restore(model=linear(9), source=source)
+        assert code in codes(caught.value.report)
+
+
+@pytest.mark.parametrize(
+    ("content", "says"),
+    [(torch.optim.SGD(linear(0).parameters()).state_dict(), "an optimizer's state"),
+     ({"epoch": 3, "lr": 0.1}, "'epoch' (a value of type int)"), ([1, 2], "list")],
+    ids=["optimizer", "numbers", "list"],
+)  # fmt: skip
+def test_a_file_without_a_state_dict_says_what_it_holds(content, says, tmp_path):
+    checkpoint = saved(content, tmp_path)
+    with pytest.raises(holdtrue.RestoreError) as caught:
+        checkpoint.restore(model=linear(9))
+    assert codes(caught.value.report) == {"part-missing"}
+    assert says in caught.value.report.errors[0].why
+    assert checkpoint.restore(model=linear(9), allow="part-missing").ok
+
+
+def quantized() -> nn.Module:
+    return torch.ao.quantization.quantize_dynamic(nn.Sequential(nn.Linear(4, 3)), {nn.Linear})
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("content", ["model", "state", "nested state"])
+def test_packed_weights_are_never_nothing(content, tmp_path):
+    model = quantized()
+    state = model.state_dict()
+    given = {"model": model, "state": state, "nested state": {"model": state, "norm": weights(1)}}
+    checkpoint = saved(given[content], tmp_path)
+    with pytest.raises(holdtrue.RestoreError) as caught:
+        checkpoint.restore(model=quantized())
+    assert codes(caught.value.report) & {"state-not-carried", "nothing-restored", "part-missing"}
+    if content == "model":
+        assert "state-not-carried" in codes(caught.value.report)
+        assert checkpoint["model"] != {}
+
+
+def test_a_meta_tensor_is_said_to_have_no_values(tmp_path):
+    checkpoint = saved(
+        {"weight": torch.empty(2, 2, device="meta"), "bias": torch.zeros(2)}, tmp_path
+    )
+    assert checkpoint["model"]["weight"].is_meta
+    assert checkpoint["model"]["weight"].shape == (2, 2)
+    target = linear(9)
+    with pytest.raises(holdtrue.RestoreError) as caught:
+        checkpoint.restore(model=target)
+    assert codes(caught.value.report) == {"values-missing"}
+    checkpoint.restore(model=target, allow="values-missing")
+    assert target.weight[0, 0] == 9
+    assert target.bias[0] == 0
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("layout", [torch.strided, torch.jagged])
+def test_nested_tensors(layout, tmp_path):
+    rows = [torch.randn(2, 3), torch.randn(4, 3)]
+    nested = torch.nested.nested_tensor(rows, layout=layout)
+    value = saved({"n": nested, "w": torch.ones(2)}, tmp_path)["model"]
+    assert torch.equal(value["w"], torch.ones(2))
+    assert value["n"].is_nested
+    assert all(torch.equal(a, b) for a, b in zip(value["n"].unbind(), rows, strict=True))
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_a_transposed_jagged_tensor(tmp_path):
+    rows = [torch.randn(2, 3), torch.randn(1, 3)]
+    nested = torch.nested.nested_tensor(rows, layout=torch.jagged).transpose(1, 2)
+    value = saved({"n": nested, "w": torch.ones(2)}, tmp_path)["model"]["n"]
+    assert all(torch.equal(a, b.T) for a, b in zip(value.unbind(), rows, strict=True))
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_a_nested_tensor_whose_parts_do_not_fit_stays_inert():
+    bad = {"values": torch.ones(6), "offsets": torch.tensor([0, 2**40])}
+    assert isinstance(build_nested(bad, None), Record)
+    sizes = torch.tensor([[2**32, 2**32]])
+    bad = {"values": torch.ones(6), "sizes": sizes, "strides": torch.zeros_like(sizes),
+           "storage_offsets": torch.tensor([0])}  # fmt: skip
+    assert isinstance(build_nested(bad, None), Record)
+
+
+def test_views_that_torch_has_not_carried_out(tmp_path):
+    views = {
+        "imag": torch.randn(3, dtype=torch.complex64).conj().imag,
+        "neg": torch._neg_view(torch.randn(6)[::2]),
+        "sparse": torch.sparse_coo_tensor(torch.tensor([[0, 9, 2, 9]])[:, ::2], [1.0, 2.0], (3,)),
+    }
+    value = saved(views, tmp_path)["model"]
+    assert torch.equal(value["imag"], views["imag"])
+    assert torch.equal(value["neg"], views["neg"])
+    assert torch.equal(value["sparse"].to_dense(), views["sparse"].to_dense())
+
+
+def test_a_model_before_its_first_batch(tmp_path):
+    value = saved(nn.Sequential(nn.LazyLinear(3)), tmp_path)["model"]
+    assert list(value) == ["0.weight", "0.bias"]
+    assert nn.parameter.is_lazy(value["0.weight"])
+
+
+def test_a_whole_model_is_given_detached_and_its_flags_are_told(tmp_path):
+    model = linear(1).eval()
+    checkpoint = saved(model, tmp_path)
+    assert not checkpoint["model"]["weight"].requires_grad
+    assert type(checkpoint["model"]["weight"]) is torch.Tensor
+    assert "training-restored" in codes(checkpoint.restore(model=linear(9)))
+
+
+def test_a_prefix_of_most_names_is_told_not_guessed(tmp_path):
+    state = prefixed(weights(1), "model.") | {"loss.weight": torch.ones(3)}
+    checkpoint, target = saved({"state_dict": state}, tmp_path), linear(9)
+    with pytest.raises(holdtrue.RestoreError) as caught:
+        checkpoint.restore(model=target)
+    fix = next(f.fix for f in caught.value.report.errors if f.code == "missing-keys")
+    assert 'rename={"model.*": "*"}, allow=["unexpected-keys"]' in fix
+    checkpoint.restore(model=target, rename={"model.*": "*"}, allow=["unexpected-keys"])
+    assert target.weight[0, 0] == 1
+
+
+class Counting(nn.Linear):
+    def get_extra_state(self) -> int:
+        return 3
+
+    def set_extra_state(self, state: int) -> None:
+        raise AssertionError
+
+
+def test_extra_state_of_a_whole_model_needs_its_class(tmp_path):
+    checkpoint = saved(Counting(2, 2), tmp_path)
+    with pytest.raises(holdtrue.RestoreError) as caught:
+        checkpoint.restore(model=Counting(2, 2))
+    (error,) = caught.value.report.errors
+    assert error.code == "missing-keys"
+    assert "get_extra_state" in error.why
+    assert checkpoint.restore(model=Counting(2, 2), allow="missing-keys").ok
+
+
+def test_a_cast_that_changes_no_value_is_a_note(tmp_path):
+    state = nn.BatchNorm1d(2).half().state_dict()
+    state["num_batches_tracked"] = torch.tensor(3.0, dtype=torch.float16)
+    target = nn.BatchNorm1d(2)
+    report = saved(state, tmp_path).restore(model=target)
+    assert "dtype-changed" in codes(report)
+    assert target.num_batches_tracked == 3
+    state["num_batches_tracked"] = torch.tensor(3.5, dtype=torch.float16)
+    with pytest.raises(holdtrue.RestoreError):
+        saved(state, tmp_path).restore(model=target)

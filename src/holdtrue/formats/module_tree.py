@@ -103,6 +103,11 @@ def state_dict(
     return found
 
 
+def has_packed(model: Record, where: str = "a pickled model") -> bool:
+    """Whether some module keeps its weights packed, where no state dict can be made of them."""
+    return any("_packed_params" in state for _, _, state in _modules(model, where))
+
+
 def module_nodes(model: Record, where: str = "a pickled model") -> tuple[ModuleNode, ...]:
     """Every module of a pickled model, parents before children, in the order of the model."""
     nodes = []

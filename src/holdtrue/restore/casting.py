@@ -52,7 +52,7 @@ def _complex(saved: str, target: str) -> Change:
 
 def largest_change(lazy: LazyTensor, target: torch.dtype, where: str) -> str:
     """What casting does to the values, in words: "largest change 3.1e-05, 2 overflow to inf"."""
-    tensor = build_tensor(lazy, Fresh({}), where)
+    tensor = build_tensor(lazy, Fresh({}, foreign=True), where)
     wide = torch.complex128 if tensor.is_complex() else torch.float64
     try:
         before = tensor.to(wide)
@@ -64,6 +64,17 @@ def largest_change(lazy: LazyTensor, target: torch.dtype, where: str) -> str:
     both = finite & torch.isfinite(after.abs())
     largest = float((after - before).abs()[both].max()) if bool(both.any()) else 0.0
     return f"largest change {largest:.3g}" + (f", {overflow:,} overflow" if overflow else "")
+
+
+def _keeps_values(lazy: LazyTensor, target: torch.dtype, where: str) -> bool:
+    """Whether casting to the target's dtype and back changes nothing."""
+    tensor = build_tensor(lazy, Fresh({}, foreign=True), where)
+    if not isinstance(tensor, Tensor) or tensor.layout is not torch.strided:
+        return False
+    try:
+        return torch.equal(_cast_and_back(tensor, target).to(tensor.dtype), tensor)
+    except RuntimeError:  # torch cannot convert it
+        return False
 
 
 def _cast_and_back(tensor: Tensor, target: torch.dtype) -> Tensor:
@@ -91,6 +102,16 @@ def dtype_findings(
             )
             continue
         dtype = dtype_named(target)
+        if dtype and all(_keeps_values(z, dtype, p) for p, z in found):
+            yield grouped(
+                f"dtype-{kind}",
+                "note",
+                f"{len(found)} stored as {saved} become {target}; every value stays what it is",
+                [place for place, _ in found],
+                saved=saved,
+                expected=target,
+            )
+            continue
         places = [
             f"{p}: {largest_change(z, dtype, p) if dtype else 'not known here'}" for p, z in found
         ]

@@ -14,55 +14,45 @@ from holdtrue.capture.module import entries
 from holdtrue.doctor.state_dicts import StateDict, state_dicts
 from holdtrue.findings import Finding
 from holdtrue.formats.view import LazyTensor, View
+from holdtrue.records.inert import Record
 from holdtrue.records.manifest import Part
 from holdtrue.records.parts import ModuleState
 from holdtrue.records.trust import class_name
-
-# What wrappers and trainers put before every name; see the field's own documentation of each.
-_PREFIXES = ("module.", "_orig_mod.", "model.", "net.", "_forward_module.", "_fsdp_wrapped_module.",
-             "state_dict.")  # fmt: skip
+from holdtrue.restore.candidates import Candidate, Chosen, assign, memory, weigh
+from holdtrue.restore.plan import Choice, Plan, renamer
 
 
 def foreign_targets(
-    view: View, targets: Mapping[str, Any]
+    view: View, targets: Mapping[str, Any], source: Mapping[str, str], choice: Choice
 ) -> tuple[dict[str, Part], dict[str, LazyTensor], list[Finding]]:
     """A part and its tensors for each module among the targets, and what was chosen for it."""
     found = state_dicts(view)
     parts: dict[str, Part] = {}
     tensors: dict[str, LazyTensor] = {}
-    findings: list[Finding] = []
+    findings = [_no_target(name) for name in source if name not in targets]
+    weighed: dict[str, list[Candidate]] = {}
     for name, target in targets.items():
         if not isinstance(target, nn.Module):
             findings.append(_by_hand(view, name, target))
-        elif found:
-            chosen, prefix = _choose(name, target, found)
-            parts[name] = _as_part(name, chosen, prefix, tensors)
-            findings += _said(view, name, chosen, prefix)
+        elif not found:
+            findings.append(_no_state_dict(view, name))
+        else:
+            shapes = {entry.name: _shape(entry.tensor) for entry in entries(target)}
+            rename = renamer(Plan(choice), name)
+            weighed[name] = [weigh(name, state, shapes, rename) for state in found]
+    for name, chosen in assign(weighed, source).items():
+        if isinstance(chosen, Chosen):
+            state, prefix = chosen.candidate.state, chosen.candidate.prefix
+            parts[name] = _as_part(name, state, prefix, tensors)
+            findings += _said(view, name, chosen)
+        else:
+            findings.append(chosen)
     return parts, tensors, findings
 
 
-def _choose(part: str, module: nn.Module, found: list[StateDict]) -> tuple[StateDict, str]:
-    """The state dict, and the prefix to take off, that name most of the module's tensors."""
-    wanted = {entry.name for entry in entries(module)}
-
-    def score(candidate: tuple[StateDict, str]) -> tuple[int, bool, int]:
-        state, prefix = candidate
-        named = {n.removeprefix(prefix) for n in state.names}
-        return len(wanted & named), state.path.rpartition("/")[2] == part, -len(prefix)
-
-    return max(((state, p) for state in found for p in _prefixes(state)), key=score)
-
-
-def _prefixes(state: StateDict) -> list[str]:
-    """ "" and each stack of known prefixes that stands before every name."""
-    stacks, stack = [""], ""
-    while state.names:
-        step = next((p for p in _PREFIXES if all(n.startswith(stack + p) for n in state.names)), "")
-        if not step:
-            break
-        stack += step
-        stacks.append(stack)
-    return stacks
+def _shape(tensor: Any) -> tuple[int, ...] | None:
+    """None where any shape fits: before the first batch of a lazy module."""
+    return None if nn.parameter.is_lazy(tensor) else tuple(tensor.shape)
 
 
 def _as_part(name: str, state: StateDict, prefix: str, tensors: dict[str, LazyTensor]) -> Part:
@@ -71,20 +61,14 @@ def _as_part(name: str, state: StateDict, prefix: str, tensors: dict[str, LazyTe
     kept = ModuleState(training=dict(state.training))
     for full, lazy in state.names.items():
         short = full.removeprefix(prefix)
-        key = keys.setdefault(_memory(lazy), f"{name}/{short}")
+        key = keys.setdefault(memory(lazy), f"{name}/{short}")
         tensors[key] = lazy
         kept.entries[short] = key
     return Part(kind="module", class_name=state.class_name, state=msgspec.to_builtins(kept))
 
 
-def _memory(lazy: LazyTensor) -> Any:
-    if len(lazy.pieces) != 1 or not lazy.pieces[0].storage.nbytes:
-        return id(lazy)
-    piece = lazy.pieces[0]
-    return piece.storage.key, piece.offset, piece.stride, piece.shape, lazy.dtype
-
-
-def _said(view: View, name: str, state: StateDict, prefix: str) -> list[Finding]:
+def _said(view: View, name: str, chosen: Chosen) -> list[Finding]:
+    state, prefix = chosen.candidate.state, chosen.candidate.prefix
     findings = []
     if state.path:
         findings.append(
@@ -93,7 +77,7 @@ def _said(view: View, name: str, state: StateDict, prefix: str) -> list[Finding]
                 severity="note",
                 where=f"{view.path}: {state.path}",
                 what=f"this is what {name!r} was restored from",
-                why="of the state dicts in the file it names most of the target's tensors",
+                why=chosen.why,
             )
         )
     if prefix:
@@ -119,3 +103,51 @@ def _by_hand(view: View, name: str, target: Any) -> Finding:
         "only modules are restored by name",
         fix=f'{name}.load_state_dict(holdtrue.open(path)["{name}"]), if the order is the same',
     )
+
+
+def _no_target(name: str) -> Finding:
+    return Finding(
+        code="source-unused",
+        severity="error",
+        where=f"source[{name!r}]",
+        what="no target has this name",
+        why="source says for each target which state dict of the file is meant",
+        fix=f"restore({name}=…, source=…), or leave it out of source",
+    )
+
+
+def _no_state_dict(view: View, name: str) -> Finding:
+    held = _contents(view)
+    return Finding(
+        code="part-missing",
+        severity="error",
+        where=name,
+        what=f"the file holds no state dict for {name!r}",
+        why=f"it holds {held}",
+        fix="name the file that the model was saved to; `holdtrue inspect` shows what is in this "
+        'one; or leave the target as it is: allow=["part-missing"]',
+    )
+
+
+def _contents(view: View) -> str:
+    """What stands at the top of a tree without state dicts, in words."""
+    tree = view.tree
+    if not isinstance(tree, dict) or _is_optimizer(tree):
+        return _described(tree)
+    shown = [f"{str(key)[:40]!r} ({_described(value)})" for key, value in list(tree.items())[:6]]
+    more = f" and {len(tree) - 6} more" if len(tree) > 6 else ""
+    return ", ".join(shown) + more if shown else "an empty dict"
+
+
+def _described(value: Any) -> str:
+    if _is_optimizer(value):
+        return "an optimizer's state"
+    if isinstance(value, LazyTensor):
+        return f"a tensor of shape {list(value.shape)}"
+    if isinstance(value, Record):
+        return f"an object of {value.class_name[:80]}"
+    return "nothing" if value is None else f"a value of type {type(value).__name__}"
+
+
+def _is_optimizer(value: Any) -> bool:
+    return isinstance(value, dict) and value.keys() >= {"state", "param_groups"}

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import torch
 from msgspec import Struct, field
+from msgspec.structs import replace
 from torch import Tensor
 
 from holdtrue.capture.raw import dtype_named, raw_view
@@ -17,8 +18,10 @@ from holdtrue.formats.view import LazyTensor
 from holdtrue.records.arrays import dtype_of
 from holdtrue.records.dtypes import DTYPES, OVERLAP_FACTOR, contiguous_stride, extent, product
 from holdtrue.records.inert import Record
+from holdtrue.records.strides import dense_stride
 from holdtrue.records.trust import Trust, find_class
 from holdtrue.records.values import Decoding, NodeError, decode
+from holdtrue.restore.nested import build_nested
 
 
 class Fresh(Struct):
@@ -27,6 +30,7 @@ class Fresh(Struct):
     tensors: Mapping[str, LazyTensor]
     agreed: Trust = field(default_factory=Trust)
     proven: Proven = field(default_factory=Proven)
+    foreign: bool = False  # of a file that no manifest describes: strides are those of its memory
     built: dict[str, Any] = field(default_factory=dict)
     memory: dict[tuple[str, int], Tensor] = field(default_factory=dict)  # of overlapping groups
 
@@ -96,12 +100,21 @@ def build_tensor(lazy: LazyTensor, fresh: Fresh, where: str) -> Any:
         return _wrapper(lazy, fresh, where)
     if lazy.layout.startswith("sparse"):
         return _sparse(lazy, fresh, where)
+    if lazy.layout == "meta":
+        return _meta(lazy, where)
+    if lazy.layout == "nested":
+        parts = {k: build_tensor(c, fresh, where) for k, c in lazy.components.items()}
+        return build_nested(parts, lazy.state)
+    if fresh.foreign:  # its bytes are gathered, so the gaps that they had are gone
+        lazy = replace(lazy, stride=dense_stride(lazy.shape, lazy.stride))
     if lazy.layout == "quantized":
         tensor = _quantized(lazy, fresh, where)
     else:
         dtype = _dtype(lazy.dtype, where)
         if min(lazy.stride, default=0) < 0 or extent(lazy.shape, lazy.stride) > product(lazy.shape):
-            raise unusable(where, f"its strides {lazy.stride} do not fit {lazy.shape}")
+            raise unusable(
+                where, f"its strides {lazy.stride} do not fit {lazy.shape}", foreign=fresh.foreign
+            )
         # The default device may be another one; a value that is read is always on the CPU.
         tensor = torch.empty_strided(lazy.shape, lazy.stride, dtype=dtype, device="cpu")
     place_bytes(tensor, read_proven(lazy, fresh.proven, where).data)
@@ -147,11 +160,22 @@ def decode_value(
 
 
 def dress(tensor: Tensor, lazy: LazyTensor) -> Tensor:
+    if torch.nn.parameter.is_lazy(tensor) or not isinstance(tensor, Tensor):
+        return tensor
     if lazy.parameter and not isinstance(tensor, torch.nn.Parameter):
         return torch.nn.Parameter(tensor, requires_grad=lazy.requires_grad)
     if lazy.requires_grad and not tensor.requires_grad:
         tensor.requires_grad_()
     return tensor
+
+
+def _meta(lazy: LazyTensor, where: str) -> Tensor:
+    try:
+        return torch.empty_strided(
+            lazy.shape, lazy.stride, dtype=_dtype(lazy.dtype, where), device="meta"
+        )
+    except (RuntimeError, TypeError) as error:  # a shape that overflows
+        raise unusable(where, f"it is on the meta device, and {error}", foreign=True) from None
 
 
 def _sparse(lazy: LazyTensor, fresh: Fresh, where: str) -> Tensor:
@@ -184,13 +208,15 @@ def _sparse(lazy: LazyTensor, fresh: Fresh, where: str) -> Tensor:
             check_invariants=True,
         )
     except (RuntimeError, KeyError) as error:  # torch checks indices against the shape
-        raise unusable(where, f"its indices do not fit its shape: {error}") from None
+        raise unusable(
+            where, f"its indices do not fit its shape: {error}", foreign=fresh.foreign
+        ) from None
 
 
 def _quantized(lazy: LazyTensor, fresh: Fresh, where: str) -> Tensor:
     dtype, q = _dtype(lazy.dtype, where), lazy.quantizer
     if q is None or min(lazy.stride, default=0) < 0:
-        raise unusable(where, "it is quantised, but does not say how")
+        raise unusable(where, "it is quantised, but does not say how", foreign=fresh.foreign)
     if q.scale is not None and q.zero_point is not None:
         made = torch._empty_affine_quantized(
             lazy.shape, scale=q.scale, zero_point=q.zero_point, dtype=dtype, device="cpu"
@@ -207,7 +233,9 @@ def _quantized(lazy: LazyTensor, fresh: Fresh, where: str) -> Tensor:
         )
     if lazy.stride != contiguous_stride(lazy.shape):
         if extent(lazy.shape, lazy.stride) > product(lazy.shape):
-            raise unusable(where, f"its strides {lazy.stride} do not fit {lazy.shape}")
+            raise unusable(
+                where, f"its strides {lazy.stride} do not fit {lazy.shape}", foreign=fresh.foreign
+            )
         made = made.as_strided(lazy.shape, lazy.stride)
     return made
 
@@ -266,16 +294,20 @@ def _dtype(name: str, where: str) -> torch.dtype:
     return found
 
 
-def unusable(where: str, why: str) -> OpenError:
+def unusable(where: str, why: str, *, foreign: bool = False) -> OpenError:
     return fail(
         OpenError,
         where,
         Finding(
-            code="manifest-damaged",
+            code="manifest-damaged" if not foreign else "tensor-unusable",
             severity="error",
             where=where,
-            what="the manifest describes something that cannot be",
+            what="the manifest describes something that cannot be"
+            if not foreign
+            else "the file describes a tensor that cannot be built",
             why=why,
-            fix="use another checkpoint; this one was not written by holdtrue as it stands",
+            fix="use another checkpoint; this one was not written by holdtrue as it stands"
+            if not foreign
+            else "save the file again with a torch that can load it",
         ),
     )

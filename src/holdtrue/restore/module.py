@@ -1,34 +1,26 @@
 """Plans the restore of a module: names, shapes, dtypes, ties and flags compared, then filled."""
 
-import contextlib
-import copy
 from collections.abc import Callable, Mapping
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from holdtrue.capture.module import (
-    INTERNALS,
     Entry,
     entries,
-    has_custom_state,
-    has_extra_state,
-    has_getstate,
-    restored_state,
     walk,
 )
 from holdtrue.capture.raw import dtype_name
 from holdtrue.findings import Finding
 from holdtrue.formats.view import LazyTensor
-from holdtrue.records.parts import CustomState, ModuleState
+from holdtrue.records.parts import ModuleState
 from holdtrue.restore.casting import dtype_findings
-from holdtrue.restore.fresh import Fresh, decode_value
-from holdtrue.restore.memento import remember_attributes
+from holdtrue.restore.fresh import Fresh
+from holdtrue.restore.naming import rename_hint
+from holdtrue.restore.own_state import any_custom_state, plan_own_state
 from holdtrue.restore.place import plan_tensor
 from holdtrue.restore.plan import Action, Plan, grouped, renamer, selects
 from holdtrue.restore.ties import plan_ties
-from holdtrue.restore.value import decode_into
 
 
 def plan_module(
@@ -47,12 +39,15 @@ def plan_module(
     chosen = {n: k for n, k in saved.items() if selects(plan, part, n)}
     _compare_names(part, chosen, target, tensors, plan)
     matched = {n: k for n, k in chosen.items() if n in target}
+    own = state.extra or state.custom or state.getstate
+    if not (matched or own or plan.choice.only) and (target or any_custom_state(module)):
+        plan.found(_nothing_restored(part))
     _compare_shapes(part, matched, target, tensors, plan)
     plan_ties(part, matched, target, tensors, plan, held)
     _plan_entries(part, matched, target, tensors, plan)
     if not plan.choice.only:
-        _plan_flags(state, module, plan)
-        _plan_extras(part, state, module, plan, tensors)
+        _plan_flags(part, state, module, plan)
+        plan_own_state(part, state, module, plan, tensors)
 
 
 def _renamed(part: str, state: ModuleState, plan: Plan) -> dict[str, str]:
@@ -93,7 +88,8 @@ def _compare_names(
     missing = [e for n, e in target.items() if n not in saved and id(e.tensor) not in covered]
     for entry in missing:
         plan.skipped.add(f"{part}/{entry.name}")
-    lacking = [f"{part}/{e.name}" for e in missing if e.persistent]
+    lacking_names = [e.name for e in missing if e.persistent]
+    lacking = [f"{part}/{name}" for name in lacking_names]
     if lacking:
         plan.found(
             grouped(
@@ -102,8 +98,8 @@ def _compare_names(
                 f"the file lacks {len(lacking)} of the {len(target)} tensors of the target",
                 lacking,
                 why="they would keep the values they happen to have",
-                fix='map their names with rename={"old.*": "new.*"}, or keep them as they are: '
-                'allow=["missing-keys"]',
+                fix=rename_hint(list(saved), list(target), lacking_names)
+                + 'or keep them as they are: allow=["missing-keys"]',
             )
         )
     volatile = [f"{part}/{e.name}" for e in missing if not e.persistent]
@@ -141,12 +137,15 @@ def _compare_shapes(
     plan: Plan,
 ) -> None:
     wrong: list[str] = []
+    empty: list[str] = []
     differing: list[tuple[str, LazyTensor, str]] = []
     for name, key in list(matched.items()):
         lazy, tensor = tensors.tensors[key], target[name].tensor
         lazy_target = torch.nn.parameter.is_lazy(tensor)
         if lazy.layout == "uninitialized" and lazy_target:
             del matched[name]
+        elif lazy.layout == "meta":
+            empty.append(f"{part}/{name}")
         elif lazy.layout == "uninitialized":
             wrong.append(f"{part}/{name}: saved before its first batch, here {_shape(tensor)}")
         elif not lazy_target and tuple(tensor.shape) != lazy.shape:
@@ -173,6 +172,18 @@ def _compare_shapes(
                 why="the model was built with other sizes: classes, vocabulary, channels or layers",
                 fix="build the target with the saved sizes, or keep its own values: "
                 'allow=["shape-mismatch"]',
+            )
+        )
+    if empty:
+        plan.found(
+            grouped(
+                "values-missing",
+                "error",
+                f"{len(empty)} tensors of the file have no values",
+                empty,
+                why="they were on the meta device when saved: a shape and a dtype, no numbers",
+                fix="save the model once it has values, or keep the target's: "
+                'allow=["values-missing"]',
             )
         )
     for finding in dtype_findings(differing):
@@ -226,14 +237,16 @@ def void(_: object) -> None:
     """Drops a value, where a function must return nothing."""
 
 
-def _plan_flags(state: ModuleState, module: nn.Module, plan: Plan) -> None:
+def _plan_flags(part: str, state: ModuleState, module: nn.Module, plan: Plan) -> None:
     wanted: list[tuple[nn.Module, bool]] = []
+    changed: list[tuple[str, bool]] = []
     for path, owner in walk(module, wrappers=True):
         at = path
         while at and at not in state.training:
             at = at.rpartition(".")[0]
         if at in state.training and owner.training != state.training[at]:
             wanted.append((owner, state.training[at]))
+            changed.append((path, state.training[at]))
 
     def do() -> Callable[[], None]:
         before = [(owner, owner.training) for owner, _ in wanted]
@@ -248,135 +261,15 @@ def _plan_flags(state: ModuleState, module: nn.Module, plan: Plan) -> None:
 
     if wanted:
         plan.actions.append(Action("training flags", do))
-
-
-def _plan_extras(
-    part: str, state: ModuleState, module: nn.Module, plan: Plan, tensors: Fresh
-) -> None:
-    targets = dict(walk(module))
-    homeless: list[str] = []
-    lacking = [f"{part}/{p} (extra state)" for p, m in targets.items()
-               if has_extra_state(m) and p not in state.extra]  # fmt: skip
-    lacking += [f"{part}/{p} (__getstate__)" for p, m in targets.items()
-                if has_getstate(m) and p not in state.getstate]  # fmt: skip
-    if lacking:
+        switched = [f"{part}/{path}: training={flag}" for path, flag in changed]
         plan.found(
             grouped(
-                "missing-keys",
-                "error",
-                "the file lacks the state of their own that modules here have",
-                lacking,
-                why="the class has changed since, or another one was saved",
-                fix='build the model that was saved, or keep their state: allow=["missing-keys"]',
+                "training-restored",
+                "note",
+                f"{len(wanted)} modules train or evaluate again as they did when saved",
+                switched,
             )
         )
-    for path, node in state.extra.items():
-        owner = targets.get(path)
-        if owner is None or not has_extra_state(owner):
-            homeless.append(f"{part}/{path} (extra state)")
-            continue
-        value = decode_into(node, tensors, None, f"{part}/{path}", plan)
-        plan.actions.append(Action(f"{part}/{path}", _set_extra(owner, value)))
-    for path, custom in state.custom.items():
-        owner = targets.get(path)
-        if owner is None or not has_custom_state(owner):
-            homeless.append(f"{part}/{path} (its own state_dict)")
-            continue
-        plan.actions.append(Action(f"{part}/{path}", _load_custom(owner, path, custom, tensors)))
-    for path, node in state.getstate.items():
-        owner = targets.get(path)
-        if owner is None or not has_getstate(owner):
-            homeless.append(f"{part}/{path} (__getstate__)")
-            continue
-        value = decode_into(node, tensors, dict(vars(owner)), f"{part}/{path}", plan)
-        plan.actions.append(Action(f"{part}/{path}", _set_state(owner, value)))
-    if homeless:
-        plan.found(
-            grouped(
-                "unexpected-keys",
-                "error",
-                "modules here cannot take the state of their own that was saved",
-                homeless,
-                why="the class was changed since, or is another one",
-                fix='use the class that was saved, or leave it out: allow=["unexpected-keys"]',
-            )
-        )
-
-
-def _set_extra(owner: nn.Module, value: Any) -> Callable[[], Callable[[], None]]:
-    def do() -> Callable[[], None]:
-        before, attributes = copy.deepcopy(owner.get_extra_state()), remember_own(owner)
-
-        def undo() -> None:
-            with contextlib.suppress(Exception):  # its own code; the attributes come back anyway
-                owner.set_extra_state(before)
-            attributes()
-
-        return _guarded(lambda: owner.set_extra_state(value), undo)
-
-    return do
-
-
-def remember_own(owner: nn.Module) -> Callable[[], None]:
-    """The way back for a module's own attributes. Parameters are no concern: they are filled last,
-    when nothing can fail any more."""
-    return remember_attributes(owner, without=INTERNALS)
-
-
-def _guarded(act: Callable[[], object], undo: Callable[[], None]) -> Callable[[], None]:
-    try:
-        act()
-    except BaseException:
-        undo()
-        raise
-    return undo
-
-
-def _load_custom(
-    owner: nn.Module, path: str, custom: CustomState, tensors: Fresh
-) -> Callable[[], Callable[[], None]]:
-    values = {k: decode_value(n, tensors, path=f"{path}.{k}")[0] for k, n in custom.entries.items()}
-
-    def load(odd: dict[str, Any]) -> None:
-        # The module's own loader wants the whole local state; what is standard stays as it is,
-        # and is filled bit by bit afterwards.
-        standard = {
-            k: v
-            for k, v in (*owner._parameters.items(), *owner._buffers.items())
-            if v is not None and k not in owner._non_persistent_buffers_set
-        }
-        local = {**{k: v.detach().clone() for k, v in standard.items()}, **odd}
-        missing: list[str] = []
-        unexpected: list[str] = []
-        errors: list[str] = []
-        metadata = {"version": custom.version}
-        owner._load_from_state_dict(local, "", metadata, True, missing, unexpected, errors)
-        if errors or missing or unexpected:
-            raise ValueError("; ".join([*errors, *missing, *unexpected]))
-
-    def do() -> Callable[[], None]:
-        before: dict[str, Any] = {}
-        owner._save_to_state_dict(before, "", False)
-        kept = copy.deepcopy({k: v for k, v in before.items() if k in values})
-        attributes = remember_own(owner)
-
-        def undo() -> None:
-            with contextlib.suppress(Exception):  # its own code; the attributes come back anyway
-                load(kept)
-            attributes()
-
-        return _guarded(lambda: load(values), undo)
-
-    return do
-
-
-def _set_state(owner: nn.Module, value: Any) -> Callable[[], Callable[[], None]]:
-    def do() -> Callable[[], None]:
-        live: Any = owner
-        undo = remember_own(owner)
-        return _guarded(lambda: live.__setstate__(restored_state(owner, value)), undo)
-
-    return do
 
 
 def _on_meta(where: str) -> Finding:
@@ -387,4 +280,15 @@ def _on_meta(where: str) -> Finding:
         what="the target is on the meta device: there is no memory to fill",
         why="a module built under torch.device('meta') has shapes and no storage",
         fix='model.to_empty(device="cpu") before restoring',
+    )
+
+
+def _nothing_restored(part: str) -> Finding:
+    return Finding(
+        code="nothing-restored",
+        severity="error",
+        where=part,
+        what="not one tensor of the target would be filled",
+        why="the file has none of its names, so all of it would stay as it is",
+        fix='name what the file holds, or map its names with rename={"old.*": "new.*"}',
     )

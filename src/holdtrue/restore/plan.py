@@ -19,6 +19,8 @@ ALLOWABLE = {
     "shape-mismatch": "tensors of another shape are left out",
     "dtype-narrowed": "values are rounded to the target's dtype",
     "dtype-changed": "values are converted to another kind of number",
+    "values-missing": "tensors that were saved without values keep those of the target",
+    "state-not-carried": "what modules keep by code of their own stays as it is",
     "class-changed": "the state of one class is put into another",
     "tie-conflict": "of two values for one tied tensor, the first wins",
     "tie-lost": "tensors that were tied are filled, and stay apart",
@@ -69,6 +71,7 @@ class Plan(Struct, eq=False):
     """Everything a restore will do, gathered before any of it is done."""
 
     choice: Choice
+    written_by: str = "holdtrue"  # the format of the file
     copies: list[Copy] = field(default_factory=list)
     actions: list[Action] = field(default_factory=list)
     findings: list[Finding] = field(default_factory=list)

@@ -26,7 +26,7 @@ class Storages(Struct):
         name = self.names.get(id(lazy), self.where)
         if lazy.numpy is not None:
             return build_array(lazy, self.proven, name)
-        alone = Fresh({}, self.agreed, self.proven)
+        alone = Fresh({}, self.agreed, self.proven, foreign=True)
         if not self._is_view(lazy):
             return dress(build_tensor(lazy, alone, name), lazy)
         piece = lazy.pieces[0]
@@ -42,7 +42,9 @@ class Storages(Struct):
         storage = self.read[piece.storage.key]
         end = (piece.offset + extent(piece.shape, piece.stride)) * dtype.itemsize
         if piece.offset < 0 or min(piece.stride, default=0) < 0 or end > storage.nbytes():
-            raise unusable(self.where, f"a tensor needs {end:,} bytes of {storage.nbytes():,}")
+            raise unusable(
+                self.where, f"a tensor needs {end:,} bytes of {storage.nbytes():,}", foreign=True
+            )
         tensor = torch.empty(0, dtype=dtype, device="cpu").set_(
             storage, piece.offset, piece.shape, piece.stride
         )

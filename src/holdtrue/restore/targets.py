@@ -24,14 +24,19 @@ from holdtrue.restore.value import other_class, plan_loader, plan_rng, plan_valu
 
 @torch.inference_mode(False)
 def plan_restore(
-    parts: Mapping[str, Part], tensors: Fresh, targets: Mapping[str, Any], choice: Choice, rng: bool
+    parts: Mapping[str, Part],
+    tensors: Fresh,
+    targets: Mapping[str, Any],
+    choice: Choice,
+    rng: bool,
+    written_by: str = "holdtrue",
 ) -> Plan:
     """Compare every target with its part. Nothing is changed; findings are in the plan.
 
     What is made here stays with the target, so it is made outside of inference mode: an optimizer
     could not step on inference tensors.
     """
-    plan = Plan(choice)
+    plan = Plan(choice, written_by)
     _check_choice(choice, plan)
     known = known_tensors(targets)
     held = {
