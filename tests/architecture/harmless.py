@@ -4,7 +4,7 @@ nothing above a note may be said."""
 import copy
 
 import torch
-from mutations import edit, live
+from mutations import edit, live, put
 from torch import nn
 
 
@@ -113,6 +113,7 @@ HARMLESS = [
         V,
         lambda m: _become(m, _subclass(type(m), more=lambda self: 1)),
     ),
+    live("lazy layer before its first batch", V, put("head", lambda: nn.LazyLinear(3))),
     live(
         "subclass of a layer that adds methods",
         V,

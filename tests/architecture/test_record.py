@@ -240,6 +240,19 @@ def test_code_without_source_is_compared_by_bytecode(tmp_path):
     assert "code-changed" in {f.code for f in findings_of(tmp_path / "c", made("x + 2"))}
 
 
+def test_bytecode_of_another_python_is_said_not_to_be_comparable():
+    def record(tree):
+        return Architecture(
+            modules={"": 0},
+            kinds=(Kind(class_name="a.B"),),
+            classes={"a.B": ClassRecord(forward=("a.B.forward",))},
+            functions={"a.B.forward": FunctionRecord(tree=tree)},
+        )
+
+    (finding,) = compare_architectures(record("cpython-3.11:aa"), record("cpython-3.12:bb"))
+    assert (finding.code, finding.severity) == ("code-unknown", "note")
+
+
 @pytest.mark.parametrize(
     "text",
     ["-" * 90_000 + "1", "(" * 5000, "lambda:" * 10_000 + "1", "x" + ".a" * 40_000, "\0", "",
@@ -263,3 +276,16 @@ def test_code_in_a_record_may_be_anything(text):
     (finding,) = compare_architectures(*records)
     assert finding.code == "code-changed"
     assert finding.why.count("\n") <= 20
+
+
+def test_a_diff_of_two_checkpoints_tells_the_architecture(tmp_path):
+    model = nn.Sequential(nn.Linear(2, 2), nn.ReLU())
+    holdtrue.save(tmp_path / "a", model=model)
+    holdtrue.save(tmp_path / "same", model=model)
+    model[1] = nn.Tanh()
+    holdtrue.save(tmp_path / "b", model=model)
+    told = [n for n in holdtrue.diff(tmp_path / "a", tmp_path / "b").notes if "model/1" in n]
+    assert len(told) == 1
+    assert "ReLU(inplace=False) → Tanh()" in told[0]
+    same = holdtrue.diff(tmp_path / "a", tmp_path / "same")
+    assert not [n for n in same.notes if "changed" in n]

@@ -8,18 +8,15 @@ import msgspec
 import torch
 from msgspec import Struct
 from torch import Tensor, nn
+from torch.nn.modules.lazy import LazyModuleMixin
 
 from holdtrue.capture.attributes import Attributes
-from holdtrue.capture.forward_code import Forward, forward_of
+from holdtrue.capture.definitions import class_definition, file_name
+from holdtrue.capture.forward_code import Forward, forward_of, state_names
+from holdtrue.capture.installed import distribution_of, is_installed
 from holdtrue.capture.module import entries, names_of_own_state, walk
 from holdtrue.capture.raw import dtype_name
-from holdtrue.capture.source_code import (
-    SourceCode,
-    class_definition,
-    distribution_of,
-    file_name,
-    is_installed,
-)
+from holdtrue.capture.source_code import SourceCode
 from holdtrue.capture.source_files import source_files
 from holdtrue.records.architecture import Architecture, ClassRecord, Kind, TensorFacts
 from holdtrue.records.syntax_tree import tree_hash
@@ -36,6 +33,7 @@ _HOOKS = {
     "_backward_pre_hooks": "backward_pre",
     "_backward_hooks": "backward",
 }
+_LAZY = "torch.nn.modules.lazy."  # its hooks leave with the first batch
 _KEPT = ("_hparams",)  # Lightning's
 _PLAIN = (bool, int, float, str, type(None))
 
@@ -135,7 +133,9 @@ class _Describing:
         for attribute, label in _HOOKS.items():
             hooks = getattr(module, attribute, None)
             if hooks:
-                found[label] = tuple(self._hook(hook) for hook in hooks.values())
+                names = [self._hook(hook) for hook in hooks.values()]
+                kept = tuple(name for name in names if not name.startswith(_LAZY))
+                found.update({label: kept} if kept else {})
         return found
 
     def _hook(self, hook: Any) -> str:
@@ -171,6 +171,7 @@ class _Describing:
                 tree = tree_hash(found.node, {})
         if forward.base is not None:
             self._distribution(forward.base)
+        own = state_names(cls)
         bases = cls.__mro__[1:-1]
         for base in bases:
             if not is_installed(base) and base not in self.defined:
@@ -187,6 +188,7 @@ class _Describing:
             unread=tuple(sorted(attributes - read)) if read is not None else (),
             parameters=_parameters(cls),
             changing=tuple(sorted(attributes & forward.changing)),
+            restored=tuple(sorted(attributes if own is None else attributes & own)),
         )
 
     def _distribution(self, cls: type) -> str | None:
@@ -217,7 +219,11 @@ def _package(cls: type) -> str:
 
 
 def plain_class(cls: type) -> type:
-    """The class that was written: not the one that a parametrization or fx makes of it."""
+    """The class that was written, not the one that a parametrization makes of it; of a lazy module
+    the one that it becomes with its first batch."""
+    become = getattr(cls, "cls_to_become", None) if issubclass(cls, LazyModuleMixin) else None
+    if isinstance(become, type):
+        return become
     if cls.__module__ == "torch.nn.utils.parametrize" and cls.__name__.startswith("Parametrized"):
         return cls.__mro__[1]
     return cls

@@ -21,9 +21,10 @@ import torch
 import xxhash
 from torch import Tensor, nn
 
+from holdtrue.capture.installed import is_installed
 from holdtrue.capture.leaves import leaf_node
 from holdtrue.capture.raw import raw_bytes
-from holdtrue.capture.source_code import SourceCode, is_installed
+from holdtrue.capture.source_code import SourceCode
 from holdtrue.records.architecture import masked_digest
 from holdtrue.records.trust import class_name
 from holdtrue.records.values import TAG

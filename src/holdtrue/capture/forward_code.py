@@ -13,7 +13,8 @@ from typing import Any
 from msgspec import Struct
 from torch import nn
 
-from holdtrue.capture.source_code import is_installed, plain_functions
+from holdtrue.capture.definitions import plain_functions
+from holdtrue.capture.installed import is_installed
 
 # torch's own machinery around forward; what it mentions says nothing of the model.
 _MACHINERY = (nn.Module, object)
@@ -79,6 +80,20 @@ def _closure(cls: type) -> Forward:
         changing=frozenset(changing),
         dynamic=handed_on or not names.isdisjoint(_DYNAMIC),
     )
+
+
+_OWN_STATE = ("get_extra_state", "set_extra_state", "__getstate__", "__setstate__",
+              "_save_to_state_dict", "_load_from_state_dict")  # fmt: skip
+
+
+def state_names(cls: type) -> frozenset[str] | None:
+    """What the methods by which a user's class keeps its state mention; None for everything."""
+    names: set[str] = set()
+    for name in _OWN_STATE:
+        for function in _found(cls, name):
+            if not is_installed(function):
+                names |= _mentions(function.__code__)[0]
+    return None if not names.isdisjoint(_DYNAMIC) else frozenset(names)
 
 
 def _found(cls: type, name: str) -> Iterator[types.FunctionType]:

@@ -9,14 +9,14 @@ import ast
 import re
 from collections.abc import Mapping
 
-from holdtrue.capture.source_code import (
+from holdtrue.capture.definitions import (
     Definition,
-    SourceCode,
     SourceFile,
     file_name,
     source_file,
     statement_text,
 )
+from holdtrue.capture.source_code import SourceCode
 
 _ODD = re.compile(r"[^A-Za-z0-9_.-]")
 _FILE_BYTES = 256 << 10  # of one excerpt

@@ -1,22 +1,26 @@
 """Compares two architecture records: what the model was when saved, and what it is here.
 
-Data in, findings out, one finding a cause. What a restore checks of tensors anyway is not repeated:
-`doctor/architecture_tensors.py` has it for those who compare two records only.
+Data in, findings out, one finding a cause. What a restore checks of tensors anyway is told only to
+those who compare two checkpoints.
 """
 
 from collections.abc import Callable
 from typing import Any
 
+from msgspec.structs import replace
+
 from holdtrue.doctor.architecture_attributes import compare_attributes
-from holdtrue.doctor.architecture_code import compare_code, same_code
+from holdtrue.doctor.architecture_code import compare_code, holds_only, same_code
 from holdtrue.doctor.architecture_libraries import compare_libraries
 from holdtrue.doctor.architecture_pair import Pair, call_text, short
-from holdtrue.doctor.architecture_tensors import compare_registration
+from holdtrue.doctor.architecture_tensors import compare_registration, compare_tensors
 from holdtrue.findings import Finding
 from holdtrue.records.architecture import Architecture, Kind
+from holdtrue.records.manifest import Manifest
 
 CHANGED = "architecture-changed"
 _FIX = 'build the model as it was saved, or accept it: allow=["architecture-changed"]'
+_NOTED = "their tensors are found by name; modules that hold or pass on compute nothing"
 # Containers whose children run in the order in which they stand.
 _ORDERED = ("Sequential", "ModuleList")
 
@@ -43,6 +47,19 @@ def compare_architectures(
     findings += compare_code(pair)
     findings += compare_registration(pair)
     findings += compare_libraries(pair)
+    return findings
+
+
+def compare_manifests(a: Manifest | None, b: Manifest | None) -> list[Finding]:
+    """What differs between the models that two checkpoints of holdtrue's hold under one name."""
+    findings: list[Finding] = []
+    for name, part in a.parts.items() if a and b else ():
+        other = b.parts.get(name) if b else None
+        saved, here = part.architecture, other.architecture if other else None
+        if saved is not None and here is not None:
+            both = {path: path for path in here.modules if path in saved.modules}
+            findings += compare_architectures(saved, here, name)
+            findings += compare_tensors(Pair(name, saved, here, both))
     return findings
 
 
@@ -96,14 +113,37 @@ def _lost_and_added(
     ):
         # What stands below a module of another class is told with that.
         left = [p for p in paths if _parent(p) not in changed]
-        if left:
-            shown = call_text(_kind(record, origin.get(left[0], left[0]), left[0]))
-            either = {"saved": shown} if record is pair.saved else {"expected": shown}
-            findings.append(_finding(pair, left, what, **either))
+        for severity in ("error", "note"):
+            judged = [p for p in left if _weight(record, origin, p) == severity]
+            if judged:
+                shown = call_text(_kind(record, origin, judged[0]))
+                either = {"saved": shown} if record is pair.saved else {"expected": shown}
+                finding = _finding(pair, judged, what, **either)
+                if severity == "note":
+                    finding = replace(finding, severity="note", why=_NOTED, fix="")
+                findings.append(finding)
     return findings
 
 
-def _kind(record: Architecture, old: str, path: str) -> Kind:
+def _weight(record: Architecture, origin: dict[str, str], path: str) -> str:
+    """Whether a module that stands in one only changes the function by itself.
+
+    What has parameters or buffers is found by their names; what has no forward only holds others.
+    """
+    old = origin.get(path, path)
+    subtree = [p for p in record.modules if p == old or p.startswith(f"{old}.")]
+    kind = _kind(record, origin, path)
+    if any(record.kinds[record.modules[p]].tensors for p in subtree):
+        return "note"
+    idle = "Dropout" in kind.class_name and not kind.training
+    if idle or short(kind.class_name) == "Identity":
+        return "note"
+    classes = (record.classes.get(record.kinds[record.modules[p]].class_name) for p in subtree)
+    return "note" if all(cls is not None and holds_only(cls) for cls in classes) else "error"
+
+
+def _kind(record: Architecture, origin: dict[str, str], path: str) -> Kind:
+    old = origin.get(path, path)
     return record.kinds[record.modules[old if old in record.modules else path]]
 
 

@@ -48,6 +48,7 @@ class Difference(Struct, frozen=True):
     training: bool
     unread: bool  # forward does not read it
     changing: bool  # forward itself sets it
+    restored: bool = False  # the module restores it itself
 
 
 def compare_attributes(pair: Pair, paths: list[str]) -> list[Finding]:
@@ -92,6 +93,7 @@ def _differences(pair: Pair, saved: Kind, here: Kind) -> Iterator[Difference]:
                 training=saved.training,
                 unread=name in cls.unread and name in mine.unread,
                 changing=name in cls.changing or name in mine.changing,
+                restored=name in cls.restored or name in mine.restored,
             )
     for family in ("hooks", "parametrizations"):
         one, other = getattr(saved, family), getattr(here, family)
@@ -199,6 +201,8 @@ def _judged(found: Difference) -> tuple[Severity, str]:
         if found.training:
             return "warning", "training goes on otherwise; what comes out in eval is the same"
         return "note", "it matters while training only, and the model was saved in eval"
+    if found.restored:
+        return "note", "it is part of the state that the class keeps and restores itself"
     if found.unread and found.name.endswith(" hooks"):
         return "note", "it returns nothing that would take the place of inputs or outputs"
     if found.unread:

@@ -28,19 +28,29 @@ class _Change(Struct, frozen=True):
     why: str = ""
     saved: str | None = None
     here: str | None = None
+    unknown: bool = False  # not a difference, but something that could not be compared
 
 
 def same_code(pair: Pair, saved: str, here: str) -> bool:
     """Whether two classes run the same forward."""
     one, other = pair.saved.classes.get(saved), pair.here.classes.get(here)
-    if one is None or other is None or (one.distribution and other.distribution):
+    if one is None or other is None:
         return False
-    return one.base == other.base and not any(_of_class(pair, one, other))
+    if holds_only(one) or holds_only(other):
+        return True
+    if one.distribution and other.distribution:
+        return False
+    return one.base == other.base and all(c.unknown for c in _of_class(pair, one, other))
+
+
+def holds_only(cls: ClassRecord) -> bool:
+    """A class without a forward computes nothing: it holds modules, or weights to be filled."""
+    return not cls.forward and cls.base is None
 
 
 def same_function(pair: Pair, saved: str, here: str) -> bool:
     """Whether two functions, by their keys, do the same; where it is not known, by their names."""
-    return not any(_of_function(pair, saved, here, set()))
+    return all(change.unknown for change in _of_function(pair, saved, here, set()))
 
 
 def compare_code(pair: Pair) -> list[Finding]:
@@ -54,7 +64,8 @@ def compare_code(pair: Pair) -> list[Finding]:
             one, other = (
                 r.classes.get(n) for r, n in zip((pair.saved, pair.here), names, strict=True)
             )
-            known[names] = list(_of_class(pair, one, other)) if one and other else []
+            runs = one and other and not holds_only(one) and not holds_only(other)
+            known[names] = list(_of_class(pair, one, other)) if one and other and runs else []
         for change in known[names]:
             found.setdefault(change.key, (change, []))[1].append(path)
     return [_finding(pair, change, paths) for change, paths in found.values()]
@@ -102,7 +113,15 @@ def _of_function(
     same = one.tree == other.tree or (
         one.text is not None and (one.text, one.references) == (other.text, other.references)
     )
-    if not same and _comparable(one, other):
+    if not same and not _comparable(one, other):
+        yield _Change(
+            key=("unknown", here),
+            what=f"{place} could not be compared",
+            why="its source was not found when saved or here, and bytecode differs between "
+            "versions of Python",
+            unknown=True,
+        )
+    elif not same:
         yield _Change(
             key=("tree", saved, here), what=f"{place} was edited since", why=_diff(one, other)
         )
@@ -199,6 +218,15 @@ def _code_lines(function: FunctionRecord) -> list[str]:
 
 def _finding(pair: Pair, change: _Change, paths: list[str]) -> Finding:
     places = tuple(map(pair.where, paths))
+    if change.unknown:
+        return Finding(
+            code="code-unknown",
+            severity="note",
+            where=places[0],
+            what=change.what,
+            why=change.why,
+            places=places if len(places) > 1 else (),
+        )
     return Finding(
         code="code-changed",
         severity="error",

@@ -5,7 +5,9 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 from msgspec import Struct
+from msgspec.structs import replace
 
+from holdtrue.doctor.architecture import compare_manifests
 from holdtrue.doctor.elements import element_type
 from holdtrue.doctor.name_mapping import (
     PrefixMapping,
@@ -20,6 +22,7 @@ from holdtrue.doctor.sides import Side, flatten, open_side
 from holdtrue.doctor.tensor_difference import Numbers, content_digest, measure, same_bytes
 from holdtrue.doctor.tree_leaves import Leaves
 from holdtrue.doctor.value_difference import ValueChange, compare_values, same_value, shown
+from holdtrue.findings import Finding
 from holdtrue.formats.tensor_bytes import element_bytes
 from holdtrue.formats.view import LazyTensor
 from holdtrue.records.dtypes import product
@@ -112,7 +115,14 @@ def diff(
     opened = open_side(a), open_side(b)
     as_torch = any(side.manifest is None for side in opened)
     left, right = (flatten(side, as_torch=as_torch) for side in opened)
-    return compare(left, right, progress)
+    found = compare(left, right, progress)
+    models = compare_manifests(opened[0].manifest, opened[1].manifest)
+    return replace(found, notes=(*found.notes, *map(_architecture_note, models)))
+
+
+def _architecture_note(finding: Finding) -> str:
+    values = f": {finding.saved} → {finding.expected}" if finding.saved is not None else ""
+    return f"{finding.code} at {finding.where}: {finding.what}{values}"
 
 
 def compare(a: Side, b: Side, progress: Progress | None = None) -> Difference:

@@ -53,6 +53,7 @@ class ClassRecord(Struct, frozen=True, kw_only=True, omit_defaults=True):
     constants: dict[str, Any] = field(default_factory=dict)  # class attributes that forward reads
     unread: tuple[str, ...] = ()  # attributes that no forward of the model reads
     changing: tuple[str, ...] = ()  # attributes that forward itself sets
+    restored: tuple[str, ...] = ()  # attributes that are part of its extra state or __getstate__
 
 
 class FunctionRecord(Struct, frozen=True, kw_only=True, omit_defaults=True):

@@ -28,17 +28,21 @@ def plan_architecture(part: str, saved: Architecture | None, module: nn.Module, 
         here,
         part,
         selects=lambda path: selects(apart, part, f"{path}."),
-        rename=lambda path: _renamed(rename, path),
+        rename=lambda path: _renamed(rename, path, saved),
     )
     for finding in found:
         plan.found(finding)
 
 
-def _renamed(rename: Callable[[str], str], path: str) -> str:
-    """Patterns are for names of tensors, "old.*"; a module's name is what stands before its own."""
-    if not path or rename(path) != path:
-        return rename(path)
-    return rename(f"{path}.").removesuffix(".")
+def _renamed(rename: Callable[[str], str], path: str, saved: Architecture) -> str:
+    """Patterns are for names of tensors, "old.*": a module goes where its own tensors go."""
+    if not path:
+        return path
+    for name in (*saved.kinds[saved.modules[path]].tensors, ""):
+        new = rename(f"{path}.{name}")
+        if new != f"{path}.{name}" and new.endswith(f".{name}"):
+            return new.removesuffix(f".{name}")
+    return path
 
 
 def _not_compared(part: str, error: Exception) -> Finding:
