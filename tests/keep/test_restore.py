@@ -4,7 +4,7 @@ import copy
 import random
 import signal
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -274,6 +274,15 @@ def test_an_optimizer_built_before_still_trains_the_model(saved: Path) -> None:
         assert torch.equal(p, q)
 
 
+@pytest.fixture
+def interruptible() -> Iterator[None]:
+    """Python's own handler, also where the tests run in the background with SIGINT ignored."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("interruptible")
 @pytest.mark.parametrize("at", ["fill", "_run"])
 def test_ctrl_c_waits_until_the_target_is_whole(
     at: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -119,7 +119,7 @@ def unreachable(path: str, error: OSError) -> OpenError:
 def _missing(path: str) -> OpenError:
     if not path:
         return refuse(
-            path, "path-missing", "the path is empty",
+            "''", "path-missing", "the path is empty",
             "a variable that was never set gives such a path", "give the path of a checkpoint",
         )  # fmt: skip
     if Path(path).is_symlink():
