@@ -52,12 +52,14 @@ def test_a_harmless_change_gives_nothing_above_a_note(case, tmp_path, figure):
 def test_what_only_a_run_shows_is_not_claimed_to_be_seen(case, tmp_path, monkeypatch, figure):
     model = build(case.model, tmp_path / "saved")
     before = outputs(model, case)
-    holdtrue.save(tmp_path / "checkpoint", model=model)
+    holdtrue.save(tmp_path / "checkpoint", model=model, probe=dict(case.inputs()))
     case.change(model, monkeypatch)
     assert not torch.equal(outputs(model, case), before)
     findings = findings_of(tmp_path / "checkpoint", model)
     assert [f for f in findings if f.severity != "note"] == []
-    figure("changes that no record shows")
+    probed = holdtrue.open(tmp_path / "checkpoint").restore(model=model, probe=True)
+    assert case.expected in {f.code for f in probed.findings}
+    figure("changes that no record shows, found by the probe")
 
 
 def outputs(model, case):
