@@ -22,8 +22,9 @@ from holdtrue.formats.verifying import verify_view
 from holdtrue.formats.view import LazyTensor, View
 from holdtrue.records.environment import Environment
 from holdtrue.records.manifest import NAME, Manifest
+from holdtrue.records.metrics import manifest_metrics
 from holdtrue.records.trust import Trust, trust
-from holdtrue.records.values import Decoding, NodeError, decode
+from holdtrue.records.values import Decoding, decode
 from holdtrue.storage.locating import is_ours, locate
 from holdtrue.stored import StoredTensor, StoredTensors
 
@@ -342,19 +343,6 @@ def _several(given: str | Iterable[str]) -> Iterable[str]:
 def _joined(agreed: Trust, more: Iterable[type | str]) -> Trust:
     new = trust(more)
     return Trust({**agreed.classes, **new.classes}, agreed.packages + new.packages)
-
-
-def manifest_metrics(manifest: Manifest) -> dict[str, Any]:
-    """The metrics that were given to the save; empty where there are none."""
-    try:
-        value = decode(manifest.metrics, Decoding(tensor=_no_tensor))
-    except NodeError:
-        return {}
-    return value if isinstance(value, dict) else {}
-
-
-def _no_tensor(key: str) -> Any:
-    raise NodeError(f"a metric holds the tensor {key!r}")
 
 
 def _plain_value(node: Any, part: str, view: View, agreed: Trust) -> Any:

@@ -14,6 +14,7 @@ from rich.text import Text
 from holdtrue.cli.render import size, stdout
 from holdtrue.errors import OpenError, fail
 from holdtrue.findings import Finding
+from holdtrue.formats.source import refuse
 
 
 @click.command(name="demo", short_help="Train, be killed while saving, resume; compare.")
@@ -87,17 +88,12 @@ def _verdict(count: int, what: str, differing: list[str], say: Callable[..., Non
 
 
 def _failed(place: Path, error: Exception) -> OpenError:
-    return fail(
-        OpenError,
+    return refuse(
         str(place),
-        Finding(
-            code="demo-failed",
-            severity="error",
-            where=str(place),
-            what="a training process ended before its time",
-            why=str(error).strip()[-2000:],
-            fix="pip install 'holdtrue[demo]' brings what the demo needs",
-        ),
+        "demo-failed",
+        "a training process ended before its time",
+        str(error).strip()[-2000:],
+        "pip install 'holdtrue[demo]' brings what the demo needs",
     )
 
 
@@ -117,15 +113,10 @@ def _lacking(package: str, extra: str) -> OpenError:
 
 
 def _occupied(place: Path) -> OpenError:
-    return fail(
-        OpenError,
+    return refuse(
         str(place),
-        Finding(
-            code="already-exists",
-            severity="error",
-            where=str(place),
-            what="the folder is not empty",
-            why="the demo starts from nothing, and would not overwrite anything of yours",
-            fix="choose another --dir, or leave it out",
-        ),
+        "already-exists",
+        "the folder is not empty",
+        "the demo starts from nothing, and would not overwrite anything of yours",
+        "choose another --dir, or leave it out",
     )

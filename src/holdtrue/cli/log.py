@@ -7,13 +7,13 @@ from typing import Any
 import click
 from rich.table import Table
 
-from holdtrue.checkpoint import manifest_metrics
 from holdtrue.checkpoint import open as open_checkpoint
 from holdtrue.cli.render import age, show_json, size, stdout
 from holdtrue.errors import HoldtrueError, OpenError, fail
 from holdtrue.findings import Finding
 from holdtrue.formats.checkpoint_directory import read_manifest
 from holdtrue.records.manifest import Manifest
+from holdtrue.records.metrics import manifest_metrics
 from holdtrue.storage.locating import best_first, steps
 
 

@@ -15,7 +15,7 @@ from holdtrue.formats.opening import read
 from holdtrue.formats.view import View
 from holdtrue.records.inert import Record
 from holdtrue.records.manifest import Manifest, Part
-from holdtrue.records.values import Decoding, NodeError, decode
+from holdtrue.records.metrics import manifest_metrics
 from holdtrue.storage.locating import locate
 
 MODULES = "flags and attributes of modules"
@@ -143,14 +143,5 @@ def _about(manifest: Manifest) -> dict[str, Any]:
         f"environment {name}": value
         for name, value in msgspec.to_builtins(manifest.environment).items()
     }
-    try:
-        metrics = decode(manifest.metrics, Decoding(tensor=_no_tensor))
-    except NodeError:
-        metrics = None
-    if isinstance(metrics, dict):
-        facts |= {f"metric {name}": value for name, value in metrics.items()}
-    return facts
-
-
-def _no_tensor(key: str) -> Any:
-    raise NodeError(f"a metric holds the tensor {key!r}")
+    metrics = manifest_metrics(manifest)
+    return facts | {f"metric {name}": value for name, value in metrics.items()}

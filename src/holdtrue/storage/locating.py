@@ -5,14 +5,14 @@ import os
 import re
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any, SupportsFloat
+from typing import SupportsFloat
 
 from holdtrue.errors import HoldtrueError, OpenError, fail
 from holdtrue.findings import Finding
 from holdtrue.formats.checkpoint_directory import read_manifest
-from holdtrue.formats.source import inspect_path, unreachable
+from holdtrue.formats.source import inspect_path, refuse, unreachable
 from holdtrue.records.manifest import NAME, Manifest, Ranking
-from holdtrue.records.values import Decoding, NodeError, decode
+from holdtrue.records.metrics import manifest_metrics
 from holdtrue.storage.commit import STAGING, may_list, put_aside
 
 _STEP = re.compile(r"step-(\d{9,})\Z")
@@ -76,11 +76,7 @@ def _looks_ours(names: list[str]) -> bool:
 
 def metric(manifest: Manifest, name: str) -> float | None:
     """A metric's value; None where it is absent, NaN or no number."""
-    try:
-        values: Any = decode(manifest.metrics, Decoding(tensor=_no_tensor))
-    except NodeError:
-        return None
-    value = values.get(name) if isinstance(values, dict) else None
+    value = manifest_metrics(manifest).get(name)
     if isinstance(value, bool) or not isinstance(value, SupportsFloat):
         return None
     return None if math.isnan(float(value)) else float(value)
@@ -105,32 +101,22 @@ def _within_run(run: Path, which: str) -> Path:
         return found[int(which)]
     if which == "best":
         return found[_best(run, found)]
-    raise fail(
-        OpenError,
+    raise refuse(
         f"{run}@{which}",
-        Finding(
-            code="step-missing",
-            severity="error",
-            where=f"{run}@{which}",
-            what=f"the run has no checkpoint {which!r}",
-            why="it has steps " + ", ".join(map(str, found)),
-            fix=f"holdtrue log {run}; then {run}@latest, {run}@best or {run}@STEP",
-        ),
+        "step-missing",
+        f"the run has no checkpoint {which!r}",
+        "it has steps " + ", ".join(map(str, found)),
+        f"holdtrue log {run}; then {run}@latest, {run}@best or {run}@STEP",
     )
 
 
 def _empty_run(run: Path, which: str) -> OpenError:
-    return fail(
-        OpenError,
+    return refuse(
         f"{run}@{which}",
-        Finding(
-            code="step-missing",
-            severity="error",
-            where=f"{run}@{which}",
-            what="there are no checkpoints in this directory",
-            why="names with @ mean one checkpoint of a run, and it has no step-… directory",
-            fix="check the path, or leave out the @",
-        ),
+        "step-missing",
+        "there are no checkpoints in this directory",
+        "names with @ mean one checkpoint of a run, and it has no step-… directory",
+        "check the path, or leave out the @",
     )
 
 
@@ -160,49 +146,30 @@ def _best(run: Path, found: dict[int, Path]) -> int:
 
 
 def _interrupted(place: Path) -> OpenError:
-    return fail(
-        OpenError,
+    return refuse(
         str(place),
-        Finding(
-            code="path-missing",
-            severity="error",
-            where=str(place),
-            what="there is nothing here",
-            why="replacing it was interrupted; the old one is whole under another name",
-            fix=f"mv {put_aside(place)[-1]} {place}",
-        ),
+        "path-missing",
+        "there is nothing here",
+        "replacing it was interrupted; the old one is whole under another name",
+        f"mv {put_aside(place)[-1]} {place}",
     )
 
 
 def _half_written(place: Path) -> OpenError:
-    return fail(
-        OpenError,
+    return refuse(
         str(place),
-        Finding(
-            code="half-written",
-            severity="error",
-            where=str(place),
-            what="a save began here and never ended",
-            why="the process was killed, or the disk was full; a manifest is written last",
-            fix="use an older checkpoint; the next save of the run clears this away",
-        ),
+        "half-written",
+        "a save began here and never ended",
+        "the process was killed, or the disk was full; a manifest is written last",
+        "use an older checkpoint; the next save of the run clears this away",
     )
 
 
 def _no_manifest(place: Path, names: list[str]) -> OpenError:
-    return fail(
-        OpenError,
+    return refuse(
         str(place),
-        Finding(
-            code="manifest-missing",
-            severity="error",
-            where=str(place),
-            what=f"a checkpoint without its {NAME}",
-            why=f"it has {', '.join(names[:5])}; the manifest was deleted, or not copied along",
-            fix="copy the whole directory again; each .safetensors file can be opened on its own",
-        ),
+        "manifest-missing",
+        f"a checkpoint without its {NAME}",
+        f"it has {', '.join(names[:5])}; the manifest was deleted, or not copied along",
+        "copy the whole directory again; each .safetensors file can be opened on its own",
     )
-
-
-def _no_tensor(key: str) -> Any:
-    raise NodeError(f"a metric holds the tensor {key!r}")
