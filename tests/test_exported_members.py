@@ -24,6 +24,7 @@ def test_public_names():
         "Saved",
         "buildable",
         "convert",
+        "diagnose",
         "diff",
         "open",
         "salvage",

@@ -6,6 +6,7 @@ if TYPE_CHECKING:
     from holdtrue.capture.buildable import buildable
     from holdtrue.capture.probe import Probe
     from holdtrue.checkpoint import Checkpoint, open, verify
+    from holdtrue.diagnosis import diagnose
     from holdtrue.doctor.convert import Converted, convert
     from holdtrue.doctor.diff import Difference, diff
     from holdtrue.doctor.salvage import salvage
@@ -32,6 +33,7 @@ __all__ = [
     "Saved",
     "buildable",
     "convert",
+    "diagnose",
     "diff",
     "open",
     "salvage",
@@ -45,6 +47,7 @@ _HOMES = {
     "buildable": "capture.buildable",
     "open": "checkpoint",
     "verify": "checkpoint",
+    "diagnose": "diagnosis",
     "Converted": "doctor.convert",
     "convert": "doctor.convert",
     "salvage": "doctor.salvage",

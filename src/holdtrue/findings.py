@@ -20,7 +20,9 @@ class Finding(Struct, frozen=True, kw_only=True, omit_defaults=True):
     """One thing that is wrong or different.
 
     `saved` and `expected` hold the two values that differ, already as short text. `places` lists
-    every place when one cause has several; `where` is then the first of them.
+    every place when one cause has several; `where` is then the first of them. `command` mends it
+    as it stands: a line for the shell, beginning with the program's name, or a line of Python in
+    which the targets have the caller's names (`model`, `optimizer`) and holdtrue is imported.
     """
 
     code: str
@@ -29,6 +31,7 @@ class Finding(Struct, frozen=True, kw_only=True, omit_defaults=True):
     what: str
     why: str = ""
     fix: str = ""
+    command: str = ""
     confidence: Confidence = "certain"
     saved: str | None = None
     expected: str | None = None
@@ -79,8 +82,10 @@ def render_finding(finding: Finding) -> str:
         lines += _field("here", finding.expected or "–")
     if finding.why:
         lines += _field("why", finding.why)
+    if finding.command:
+        lines += _field("fix", finding.command)
     if finding.fix:
-        lines += _field("fix", finding.fix)
+        lines += _field("" if finding.command else "fix", finding.fix)
     if finding.confidence != "certain":
         lines += _field("sure?", finding.confidence)
     return "\n".join(lines)

@@ -17,6 +17,8 @@ _COMMANDS = {
     "convert": "A checkpoint, whatever its format, in another one.",
     "demo": "Train, be killed while saving, resume; compare bit by bit.",
     "diff": "What differs between two checkpoints of any format.",
+    "doctor": "What is wrong with a checkpoint, why, and how to mend it.",
+    "explain": "What a finding's code, or another tool's message, means.",
     "inspect": "What a checkpoint holds: parts, tensors, values, origin.",
     "log": "The checkpoints of a run, with their metrics.",
     "salvage": "What is whole of a damaged file, as a file that is whole.",
