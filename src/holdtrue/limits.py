@@ -40,6 +40,7 @@ class Limits(Struct, frozen=True, kw_only=True):
 
     # How files are laid out and moved.
     shard_bytes: int = 4 * GIB  # a part's tensors are split into files of about this size
+    frozen_bytes: int = 64 * KIB  # from here on, frozen parameters get a file of their own
     chunk_bytes: int = 8 * MIB  # one read or write
     threads: int = 4  # readers or writers at once; they release the GIL
 

@@ -1,4 +1,4 @@
-"""Saving one checkpoint: capture, refuse or lay out, write, publish."""
+"""Saving one checkpoint: capture, refuse or lay out, then write and publish."""
 
 import operator
 import os
@@ -10,27 +10,27 @@ from pathlib import Path
 from typing import Any, SupportsFloat
 
 from msgspec import Struct
-from msgspec.structs import replace
 
 from holdtrue.capture.environment import environment
 from holdtrue.capture.parts import RNG, Captured, capture
 from holdtrue.capture.probe import PROBE
-from holdtrue.capture.tensors import tensor_set
+from holdtrue.capture.tensors import Source, tensor_set
 from holdtrue.capture.values import ValueEncoder
+from holdtrue.engine.checkpoint import write_checkpoint
 from holdtrue.engine.layout import PlannedFile, lay_out
-from holdtrue.engine.write import write_files
+from holdtrue.engine.linking import Earlier
+from holdtrue.engine.write import Progress, Readable
 from holdtrue.errors import SaveError, fail
 from holdtrue.findings import Finding, report
 from holdtrue.records.manifest import (
     NAME,
     SOURCE,
-    Chunk,
+    Cost,
     Manifest,
     Ranking,
-    encode_manifest,
 )
 from holdtrue.restore.proving import with_recipes
-from holdtrue.storage.commit import publish, sync_directory, write_synced
+from holdtrue.storage.commit import publish
 from holdtrue.storage.failures import already_exists, not_written
 
 _PART_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,99}\Z")
@@ -45,6 +45,27 @@ class Saved(Struct, frozen=True, kw_only=True):
     nbytes: int  # of all files
     files: int
     seconds: float  # until durable
+    stall: float  # seconds that the caller waited
+    written: int  # bytes that were written, and not linked
+    linked: tuple[str, ...] = ()  # files taken from the checkpoint before: their bytes are the same
+    not_linked: str | None = None  # what the file system says where it has no hard links
+    staging: int = 0  # bytes of memory that held the state while it was written
+
+
+class Prepared(Struct, frozen=True, kw_only=True, eq=False):
+    """A state that has been read and found fit to keep; nothing has been written."""
+
+    target: Path
+    manifest: Manifest  # without chunks and files
+    files: list[PlannedFile]
+    sources: Mapping[str, Source]
+    began: float  # time.perf_counter() at the beginning of the save
+    overwrite: bool = False
+    aside: Path | None = None
+
+    @property
+    def nbytes(self) -> int:
+        return sum(file.nbytes for file in self.files)
 
 
 def save(
@@ -69,52 +90,92 @@ def save(
     `overwrite`), and when the disk is full or refuses; what was there before is then unchanged.
     """
     number = None if step is None else whole_step(str(path), step)
-    return write_checkpoint(Path(path), parts, number, metrics, None, overwrite, probe=probe)
+    prepared = prepare(Path(path), parts, number, metrics, overwrite=overwrite, probe=probe)
+    return write(prepared, prepared.sources)
 
 
-def write_checkpoint(
+def prepare(
     target: Path,
     parts: Mapping[str, Any],
-    step: int | None,
-    metrics: Mapping[str, Any] | None,
-    ranking: Ranking | None,
+    step: int | None = None,
+    metrics: Mapping[str, Any] | None = None,
+    ranking: Ranking | None = None,
+    *,
     overwrite: bool = False,
     aside: Path | None = None,
     probe: Any = None,
-) -> Saved:
-    """`save`, and what a run adds to it: what stands at `target` is kept under the name `aside`."""
+) -> Prepared:
+    """Read the state of all parts and lay it out. What stands at `target` is replaced, or kept
+    under the name `aside`. Raises SaveError when something cannot be kept."""
     began = time.perf_counter()
-    captured, files, metrics_node = _prepare(target, parts, metrics, overwrite, aside, probe)
+    captured, files, metrics_node = _captured(target, parts, metrics, overwrite, aside, probe)
     manifest = Manifest(
         created=datetime.now(UTC).isoformat(timespec="seconds"),
         environment=environment(),
         parts=with_recipes(captured.parts, parts),
         tensors=captured.tensors,
-        files={f.name: f.record for f in files},
+        files={},
         step=step,
         metrics=metrics_node,
         ranking=ranking,
     )
-    try:
-        with publish(target, replace=overwrite, aside=aside) as staged:
-            if captured.texts:
-                (staged / SOURCE).mkdir()
-            digests = write_files(staged, files, captured.sources)
-            if captured.texts:
-                sync_directory(staged / SOURCE)
-            raw = encode_manifest(replace(manifest, tensors=_placed(captured, files, digests)))
-            write_synced(staged / NAME, raw)
-    except OSError as error:
-        raise not_written(target, error, sum(f.nbytes for f in files)) from error
-    return Saved(
-        path=target,
-        nbytes=sum(f.nbytes for f in files) + len(raw),
-        files=len(files) + 1,
-        seconds=time.perf_counter() - began,
+    return Prepared(
+        target=target,
+        manifest=manifest,
+        files=files,
+        sources=captured.sources,
+        began=began,
+        overwrite=overwrite,
+        aside=aside,
     )
 
 
-def _prepare(
+def write(
+    prepared: Prepared,
+    sources: Mapping[str, Readable],
+    *,
+    earlier: Earlier | None = None,
+    stall: float | None = None,
+    staging: int = 0,
+    progress: Progress | None = None,
+) -> Saved:
+    """Write and publish what was prepared. Raises SaveError; what was on disk is then unchanged.
+
+    `sources` are those of `prepared`, or copies of them. `stall` is how long the caller waited,
+    where that is over already; the manifest of such a save says what it cost.
+    """
+    cost = None if stall is None else Cost(stall=round(stall, 4), staging=staging)
+    try:
+        with publish(
+            prepared.target, replace=prepared.overwrite, aside=prepared.aside
+        ) as directory:
+            done = write_checkpoint(
+                directory,
+                prepared.manifest,
+                prepared.files,
+                sources,
+                earlier=earlier,
+                cost=cost,
+                began=prepared.began,
+                progress=progress,
+            )
+    except OSError as error:
+        raise not_written(prepared.target, error, prepared.nbytes) from error
+    seconds = time.perf_counter() - prepared.began
+    return Saved(
+        path=prepared.target,
+        nbytes=done.nbytes,
+        files=len(prepared.files) + 1,
+        seconds=seconds,
+        stall=seconds if stall is None else stall,
+        written=done.written,
+        linked=done.linked,
+        not_linked=done.refused,
+        staging=staging,
+    )
+
+
+def _captured(
     target: Path,
     parts: Mapping[str, Any],
     metrics: Mapping[str, Any] | None,
@@ -145,20 +206,6 @@ def _prepare(
         raw = text.encode("utf-8", "backslashreplace")
         files.append(PlannedFile(name, raw, len(raw), ()))
     return captured, files, node
-
-
-def _placed(
-    captured: Captured, files: list[PlannedFile], digests: Mapping[str, str]
-) -> dict[str, Any]:
-    chunks = {
-        p.key: Chunk(file=f.name, name=p.name, digest=digests[p.key])
-        for f in files
-        for p in f.placements
-    }
-    return {
-        key: replace(record, chunks=(chunks[key],)) if key in chunks else record
-        for key, record in captured.tensors.items()
-    }
 
 
 def _check_names(parts: Mapping[str, Any]) -> list[Finding]:

@@ -192,7 +192,7 @@ def test_only_and_rename_reach_the_comparison(tmp_path):
 def test_a_run_resumes_past_a_change_that_is_allowed(tmp_path):
     model = nn.Sequential(nn.Linear(2, 2), nn.ReLU())
     with holdtrue.Run(tmp_path / "run", model=model) as run:
-        run.save(1)
+        run.save(1, wait=True)
     model[1] = nn.Tanh()
     run = holdtrue.Run(tmp_path / "run", model=model)
     with pytest.raises(holdtrue.RestoreError):

@@ -27,7 +27,7 @@ def run_dir(tmp_path):
     for step, loss in ((1, 0.5), (2, 0.25), (3, float("nan")), (4, 0.75)):
         model(torch.ones(1, 4)).sum().backward()
         optimizer.step()
-        run.save(step, metrics={"loss": loss})
+        run.save(step, metrics={"loss": loss}, wait=True)
     return tmp_path / "run"
 
 
@@ -230,7 +230,7 @@ def test_the_demo_tells_when_something_differs(tmp_path, call, monkeypatch):
         run = holdtrue.Run(tmp_path / name, model=nn.Linear(1, 1), classes=[name])
         run.parts["model"].weight.data.fill_(value)
         run.parts["model"].bias.data.fill_(0)
-        run.save(1, metrics={"accuracy": 1.0})
+        run.save(1, metrics={"accuracy": 1.0}, wait=True)
         losses = tmp_path / f"{name}.losses"
         losses.write_text(json.dumps({"step": 1, "loss": value.hex()}) + "\n")
         made.append(Training(tmp_path / name, losses, 0.0))

@@ -177,7 +177,7 @@ def test_the_newest_of_a_run_and_the_best(tmp_path):
     with holdtrue.Run(tmp_path / "run", model=model, keep=keep) as run:
         for step, loss in ((1, 0.1), (2, 0.5)):
             torch.nn.init.constant_(model.weight, step)
-            run.save(step, metrics={"loss": loss})
+            run.save(step, metrics={"loss": loss}, wait=True)
     for place, step in (("run", 2), ("run@best", 1), ("run@latest", 2), ("run@1", 1)):
         holdtrue.convert(tmp_path / place, tmp_path / "x.safetensors", overwrite=True)
         assert load_file(tmp_path / "x.safetensors")["weight"][0, 0] == step

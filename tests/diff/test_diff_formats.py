@@ -227,7 +227,7 @@ def test_checkpoints_of_a_run(tmp_path):
     with holdtrue.Run(tmp_path / "run", keep=keep, model=model, note="x") as run:
         for step, loss in ((1, 0.5), (2, 0.1), (3, 0.9)):
             model.weight.data += 1
-            run.save(step, metrics={"loss": loss})
+            run.save(step, metrics={"loss": loss}, wait=True)
     found = holdtrue.diff(tmp_path / "run@best", tmp_path / "run")
     assert [row.name for row in found.changed] == ["model/weight"]
     assert found.changed[0].numbers.max_abs == 1.0

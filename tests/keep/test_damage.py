@@ -361,10 +361,12 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
 def test_a_full_disk(small_disk: Path) -> None:
     model = nn.Linear(400, 500)
     run = holdtrue.Run(small_disk / "run", model=model, keep=holdtrue.Keep(last=2))
-    run.save(1)
-    run.save(2)
+    run.save(1, wait=True)
+    nn.init.zeros_(model.bias)  # else its file would be linked
+    run.save(2, wait=True)
     for step in (3, 4):
-        report = refusal(small_disk, lambda step=step: run.save(step))  # type: ignore[misc]
+        nn.init.constant_(model.bias, step)
+        report = refusal(small_disk, lambda step=step: run.save(step, wait=True))  # type: ignore[misc]
         assert [f.code for f in report.errors] == ["disk-full"]
         assert run.steps() == [1, 2]
         assert files(small_disk / "run") == ["step-000000001", "step-000000002"]

@@ -49,7 +49,9 @@ def small(path: Path, keep: Keep | None = None) -> Run:
 
 def save_all(run: Run, metrics: dict[int, Any]) -> list[int]:
     for step, metric in metrics.items():
-        run.save(step, {} if metric is None else {"loss": metric})
+        if isinstance(run.parts.get("model"), nn.Module):  # else its files would be linked
+            nn.init.constant_(next(run.parts["model"].parameters()), float(step))
+        run.save(step, {} if metric is None else {"loss": metric}, wait=True)
     return run.steps()
 
 
@@ -73,7 +75,7 @@ def test_resuming_goes_on_bit_for_bit(tmp_path: Path) -> None:
     run = Run(tmp_path / "run", **first)
     assert run.resume() == 0
     before = [advance(first) for _ in range(5)]
-    run.save(5)
+    run.save(5, wait=True)
 
     second = training(seed=99)
     run = Run(tmp_path / "run", **second)
@@ -122,7 +124,7 @@ def test_best_needs_a_metric(tmp_path: Path) -> None:
 @pytest.mark.parametrize("step", [-1, 1.0, "1", True, None, np.int64(-3), np.float32(1), [1]])
 def test_a_step_is_a_whole_number(step: Any, tmp_path: Path) -> None:
     with pytest.raises(holdtrue.SaveError) as caught:
-        small(tmp_path / "run").save(step)
+        small(tmp_path / "run").save(step, wait=True)
     assert caught.value.report.errors[0].code == "step-invalid"
     assert not (tmp_path / "run").exists()
     if step is not None:
@@ -134,7 +136,7 @@ def test_a_step_is_a_whole_number(step: Any, tmp_path: Path) -> None:
 
 def test_whole_numbers_of_other_libraries_are_steps(tmp_path: Path) -> None:
     run = small(tmp_path / "run")
-    run.save(np.int64(3))  # type: ignore[arg-type]
+    run.save(np.int64(3), wait=True)  # type: ignore[arg-type]
     assert run.steps() == [3]
     holdtrue.save(tmp_path / "kept", step=np.int64(4), value=1)  # type: ignore[arg-type]
     assert holdtrue.open(tmp_path / "kept").step == 4
@@ -156,9 +158,9 @@ def test_arguments_of_the_wrong_kind_are_refused_before_anything_is_written(tmp_
 
 def test_a_step_is_saved_once(tmp_path: Path) -> None:
     run = small(tmp_path / "run")
-    run.save(1)
+    run.save(1, wait=True)
     with pytest.raises(holdtrue.SaveError) as caught:
-        run.save(1)
+        run.save(1, wait=True)
     assert caught.value.report.errors[0].code == "already-exists"
     assert "overwrite" not in str(caught.value)
 
@@ -168,10 +170,10 @@ def test_a_run_stays_where_it_is_when_the_process_goes_elsewhere(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     run = small(Path("run"))
-    run.save(1)
+    run.save(1, wait=True)
     (tmp_path / "elsewhere").mkdir()
     monkeypatch.chdir(tmp_path / "elsewhere")
-    run.save(2)
+    run.save(2, wait=True)
     assert run.steps() == [1, 2]
     assert os.listdir() == []
 
@@ -179,7 +181,7 @@ def test_a_run_stays_where_it_is_when_the_process_goes_elsewhere(
 @pytest.mark.parametrize("metric", [torch.ones(1), [1], "low", {"a": 1}])
 def test_a_metric_is_a_number(metric: Any, tmp_path: Path) -> None:
     with pytest.raises(holdtrue.SaveError) as caught:
-        small(tmp_path / "run").save(1, {"loss": metric})
+        small(tmp_path / "run").save(1, {"loss": metric}, wait=True)
     assert caught.value.report.errors[0].code == "metric-not-a-number"
 
 
@@ -230,7 +232,7 @@ def test_rules_that_make_no_sense_are_refused(wrong: Any) -> None:
 def test_a_new_process_prunes_what_an_older_one_saved(tmp_path: Path) -> None:
     save_all(small(tmp_path / "run"), LOSSES)
     run = small(tmp_path / "run", Keep(last=1, best=1, by="loss"))
-    run.save(8, {"loss": 0.6})
+    run.save(8, {"loss": 0.6}, wait=True)
     assert run.steps() == [4, 8]
 
 
@@ -255,7 +257,7 @@ def test_removal_never_leaves_half_a_checkpoint(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run = small(tmp_path / "run", Keep(last=1))
-    run.save(1)
+    run.save(1, wait=True)
 
     def killed(path: Path, **_: Any) -> None:
         victim = next(p for p in Path(path).iterdir())
@@ -264,7 +266,7 @@ def test_removal_never_leaves_half_a_checkpoint(
 
     monkeypatch.setattr(commit.shutil, "rmtree", killed)
     with pytest.raises(KeyboardInterrupt):
-        run.save(2)
+        run.save(2, wait=True)
     monkeypatch.undo()
     assert run.steps() == [2]
     assert holdtrue.verify(tmp_path / "run").findings == ()
@@ -288,7 +290,7 @@ KILLED = """
         step += 1
         digest = float(sum(p.double().sum() for p in model.parameters()))
         print("saving", step, digest.hex(), flush=True)
-        run.save(step)
+        run.save(step, wait=True)
         print("saved", step, flush=True)
 """
 
@@ -341,7 +343,7 @@ def test_a_damaged_newest_checkpoint_is_passed_over(tmp_path: Path) -> None:
     run = Run(tmp_path / "run", **parts)
     for step in (1, 2):
         advance(parts)
-        run.save(step)
+        run.save(step, wait=True)
     with (tmp_path / "run" / "step-000000002" / "model.safetensors").open("r+b") as file:
         file.seek(-1, 2)
         last = file.read(1)
@@ -356,7 +358,7 @@ def test_a_damaged_newest_checkpoint_is_passed_over(tmp_path: Path) -> None:
 
     # Training goes on from there. What was damaged is kept, out of the way.
     advance(other)
-    run.save(2)
+    run.save(2, wait=True)
     assert holdtrue.verify(tmp_path / "run" / "step-000000002").findings == ()
     assert not holdtrue.verify(tmp_path / "run" / "damaged-step-000000002").ok
     assert Run(tmp_path / "run", **training(6)).resume() == 2
@@ -368,12 +370,12 @@ def test_a_damaged_checkpoint_neither_counts_nor_goes(tmp_path: Path) -> None:
     (tmp_path / "run" / "damaged-step-000000005").mkdir()
     spoil(tmp_path / "run" / "step-000000005")
     assert run.resume() == 1
-    run.save(2, {"loss": 0.4})
+    run.save(2, {"loss": 0.4}, wait=True)
     assert run.steps() == [2, 5]
     best = run.best()
     assert best is not None
     assert best.step == 2
-    run.save(5, {"loss": 0.3})
+    run.save(5, {"loss": 0.3}, wait=True)
     assert sorted(os.listdir(tmp_path / "run")) == [
         "damaged-step-000000005", "damaged-step-000000005-2", "step-000000005",
     ]  # fmt: skip
@@ -392,14 +394,14 @@ def test_a_failing_save_leaves_the_damaged_one_in_its_place(tmp_path: Path) -> N
     assert run.resume() == 1
     run.parts["value"] = lambda: None
     with pytest.raises(holdtrue.SaveError):
-        run.save(2)
+        run.save(2, wait=True)
     assert sorted(os.listdir(tmp_path / "run")) == ["step-000000001", "step-000000002"]
 
 
 @pytest.mark.parametrize("left", ["empty", "manifest gone", "staging", "file"])
 def test_a_step_that_is_not_there_in_full_is_damage(left: str, tmp_path: Path) -> None:
     run = Run(tmp_path / "run", model=nn.Linear(2, 2))
-    run.save(1)
+    run.save(1, wait=True)
     step = tmp_path / "run" / "step-000000001"
     (step / "manifest.json").unlink()
     if left != "manifest gone":
@@ -413,7 +415,7 @@ def test_a_step_that_is_not_there_in_full_is_damage(left: str, tmp_path: Path) -
     with pytest.raises(holdtrue.DamageError) as caught:
         run.resume()
     assert caught.value.report.errors[0].code == "manifest-missing"
-    run.save(1)
+    run.save(1, wait=True)
     assert run.resume() == 1
 
 
@@ -456,7 +458,7 @@ def test_a_checkpoint_of_a_newer_holdtrue_is_not_passed_over(tmp_path: Path) -> 
 
 def test_a_run_that_may_not_be_listed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     run = small(tmp_path / "run", Keep(last=1, by="loss"))
-    run.save(1)
+    run.save(1, wait=True)
 
     def denied(path: Any) -> Any:
         raise PermissionError(13, "Permission denied", str(path))
@@ -469,14 +471,14 @@ def test_a_run_that_may_not_be_listed(tmp_path: Path, monkeypatch: pytest.Monkey
         with pytest.raises(holdtrue.OpenError) as caught:
             act()
         assert caught.value.report.errors[0].code == "permission-denied"
-    assert run.save(2).files  # it is durable; only pruning could not be done
+    assert run.save(2, wait=True).seconds  # it is durable; only pruning could not be done
 
 
 def test_a_step_that_cannot_be_removed_is_told_and_stays(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     run = small(tmp_path / "run", Keep(last=1))
-    run.save(1)
+    run.save(1, wait=True)
     real = Path.rename
 
     def denied(self: Path, target: Any) -> Any:
@@ -485,11 +487,11 @@ def test_a_step_that_cannot_be_removed_is_told_and_stays(
         return real(self, target)
 
     monkeypatch.setattr(Path, "rename", denied)
-    run.save(2)
+    run.save(2, wait=True)
     assert run.steps() == [1, 2]
     assert "cannot be removed" in caplog.text
     monkeypatch.undo()
-    run.save(3)
+    run.save(3, wait=True)
     assert run.steps() == [3]
 
 
@@ -498,7 +500,7 @@ def test_threads_may_save_into_one_run(tmp_path: Path) -> None:
 
     def work(number: int) -> None:
         for turn in range(12):
-            run.save(turn * 4 + number)
+            run.save(turn * 4 + number, wait=True)
 
     assert together(work, 4) == []
     assert run.steps()[-1] == 47
@@ -509,7 +511,7 @@ def test_threads_may_save_into_one_run(tmp_path: Path) -> None:
 def test_when_nothing_is_whole_nothing_is_touched(tmp_path: Path) -> None:
     parts = training()
     run = Run(tmp_path / "run", **parts)
-    run.save(1)
+    run.save(1, wait=True)
     (tmp_path / "run" / "step-000000001" / "model.safetensors").unlink()
     before = {k: v.clone() for k, v in parts["model"].state_dict().items()}
     with pytest.raises(holdtrue.DamageError):
@@ -518,7 +520,7 @@ def test_when_nothing_is_whole_nothing_is_touched(tmp_path: Path) -> None:
 
 
 def test_parts_that_do_not_fit_stop_a_resume(tmp_path: Path) -> None:
-    Run(tmp_path / "run", model=nn.Linear(2, 2)).save(1)
+    Run(tmp_path / "run", model=nn.Linear(2, 2)).save(1, wait=True)
     with pytest.raises(holdtrue.RestoreError):
         Run(tmp_path / "run", model=nn.Linear(3, 2)).resume()
 
@@ -526,10 +528,10 @@ def test_parts_that_do_not_fit_stop_a_resume(tmp_path: Path) -> None:
 def test_a_value_that_cannot_be_kept_leaves_all_as_it_was(tmp_path: Path) -> None:
     parts = training()
     run = Run(tmp_path / "run", **parts, keep=Keep(last=1))
-    run.save(1)
+    run.save(1, wait=True)
     run.parts["log"] = lambda: None
     with pytest.raises(holdtrue.SaveError) as caught:
-        run.save(2)
+        run.save(2, wait=True)
     assert caught.value.report.errors[0].code == "value-unsupported"
     assert "log" in caught.value.report.errors[0].where
     assert os.listdir(tmp_path / "run") == ["step-000000001"]
@@ -542,15 +544,16 @@ def test_a_system_call_that_fails_leaves_all_as_it_was(
 ) -> None:
     run = small(tmp_path / "run", Keep(last=1))
     run.parts["model"] = nn.Linear(3, 3)
-    run.save(1)
+    run.save(1, wait=True)
 
     def fails(*_: Any, **__: Any) -> Any:
         raise OSError(5, "Input/output error")
 
+    nn.init.zeros_(run.parts["model"].weight)  # else its file would be linked
     target = Path if at == "rename" else os
     monkeypatch.setattr(target, at, fails)
     with pytest.raises(holdtrue.SaveError) as caught:
-        run.save(2)
+        run.save(2, wait=True)
     monkeypatch.undo()
     assert caught.value.report.errors[0].code == "write-failed"
     assert os.listdir(tmp_path / "run") == ["step-000000001"]
@@ -676,7 +679,7 @@ def test_a_file_where_a_directory_is_needed(kind: str, tmp_path: Path) -> None:
     for act in (
         lambda: holdtrue.save(place / "x", value=1),
         lambda: holdtrue.save(place / "x" / "y", value=1),
-        lambda: small(place).save(1),
+        lambda: small(place).save(1, wait=True),
     ):
         with pytest.raises(holdtrue.SaveError) as caught:
             act()

@@ -252,7 +252,7 @@ def test_verify_leaves_a_given_model_alone(keep, inputs):
 def test_a_run_probes_every_save(tmp_path, inputs):
     model = Net()
     run = holdtrue.Run(tmp_path / "run", model=model, probe=inputs)
-    run.save(1)
+    run.save(1, wait=True)
     assert said(run.latest().restore(model=Net(), probe=True)) == ["probe-equal"]
     assert run.resume() == 1
 

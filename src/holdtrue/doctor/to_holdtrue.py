@@ -15,17 +15,18 @@ from msgspec.structs import replace
 from holdtrue.doctor.keeping import Kept, finish, keep_tensor
 from holdtrue.doctor.state_dicts import StateDict
 from holdtrue.doctor.value_nodes import TreeEncoder
-from holdtrue.engine.layout import PlannedFile, lay_out
+from holdtrue.engine.checkpoint import write_checkpoint
+from holdtrue.engine.layout import lay_out
 from holdtrue.engine.stored import prove, stored_source
-from holdtrue.engine.write import Progress, write_files
+from holdtrue.engine.write import Progress
 from holdtrue.formats.checkpoint_directory import read_manifest
 from holdtrue.formats.tree_walk import name_of
 from holdtrue.formats.view import LazyTensor, View
 from holdtrue.records.environment import Environment
 from holdtrue.records.inert import Record
 from holdtrue.records.leaf_nodes import is_unicode
-from holdtrue.records.manifest import NAME, Chunk, Manifest, Part, encode_manifest
-from holdtrue.storage.commit import publish, write_synced
+from holdtrue.records.manifest import Manifest, Part
+from holdtrue.storage.commit import publish
 
 # Names that a file system or the format has taken.
 _TAKEN = frozenset({"rng", "probe", "manifest", "source", "con", "prn", "aux", "nul"})
@@ -100,24 +101,7 @@ def write(target: Path, plan: Plan, overwrite: bool, progress: Progress | None =
     `target` is then as it was."""
     prove(source.tensor for source in plan.sources.values())
     with publish(target, replace=overwrite) as staged:
-        digests = write_files(staged, plan.files, plan.sources, progress)
-        manifest = replace(
-            plan.manifest,
-            tensors=_placed(plan.manifest, plan.files, digests),
-            files={file.name: file.record for file in plan.files},
-        )
-        write_synced(staged / NAME, encode_manifest(manifest))
-
-
-def _placed(
-    manifest: Manifest, files: list[PlannedFile], digests: dict[str, str]
-) -> dict[str, Any]:
-    tensors = dict(manifest.tensors)
-    for file in files:
-        for placed in file.placements:
-            chunk = Chunk(file=file.name, name=placed.name, digest=digests[placed.key])
-            tensors[placed.key] = replace(tensors[placed.key], chunks=(chunk,))
-    return tensors
+        write_checkpoint(staged, plan.manifest, plan.files, plan.sources, progress=progress)
 
 
 def _module(kept: Kept, part: str, state: StateDict) -> Part:

@@ -48,7 +48,8 @@ class PlannedFile(Struct, frozen=True):
 def lay_out(records: Mapping[str, TensorRecord], stored: Mapping[str, Stored]) -> list[PlannedFile]:
     """One file a part, several above the shard size; what a state_dict leaves out stands apart.
 
-    Within a file, larger elements come first, so that every tensor is aligned to its own size.
+    Frozen parameters go into files of their own, which do not change from save to save and are
+    linked. Within a file, larger elements come first, so that every tensor is aligned to its size.
     """
     groups: dict[str, list[str]] = {}
     for key in stored:
@@ -57,18 +58,40 @@ def lay_out(records: Mapping[str, TensorRecord], stored: Mapping[str, Stored]) -
         groups.setdefault(stem, []).append(key)
     files: list[PlannedFile] = []
     for stem, keys in groups.items():
-        if sum(stored[key].nbytes for key in keys) > limits().shard_bytes and len(keys) > 1:
-            files += plan_shards(stem, keys, stored, limits().shard_bytes)
+        shards = [
+            shard
+            for alike in _frozen_apart(keys, records, stored)
+            for shard in _split(alike, stored, limits().shard_bytes)
+        ]
+        if len(shards) > 1:
+            files += _named_shards(stem, shards, stored)
         else:
             files.append(plan_file(f"{stem}.safetensors", keys, stored))
     return files
+
+
+def _frozen_apart(
+    keys: list[str], records: Mapping[str, TensorRecord], stored: Mapping[str, Stored]
+) -> list[list[str]]:
+    """The frozen parameters and the others, where both are there and it is worth a file."""
+    frozen = [k for k in keys if records[k].parameter and not records[k].requires_grad]
+    small = sum(stored[key].nbytes for key in frozen) < limits().frozen_bytes
+    if small or len(frozen) == len(keys):
+        return [keys]
+    apart = set(frozen)
+    return [frozen, [key for key in keys if key not in apart]]
 
 
 def plan_shards(
     stem: str, keys: list[str], stored: Mapping[str, Stored], most: int
 ) -> list[PlannedFile]:
     """Files of at most `most` bytes of tensors, as Hugging Face names them, and their index."""
-    shards = _split(keys, stored, most)
+    return _named_shards(stem, _split(keys, stored, most), stored)
+
+
+def _named_shards(
+    stem: str, shards: list[list[str]], stored: Mapping[str, Stored]
+) -> list[PlannedFile]:
     total = len(shards)
     names = [f"{stem}-{i + 1:05d}-of-{total:05d}.safetensors" for i in range(total)]
     files = [plan_file(n, shard, stored) for n, shard in zip(names, shards, strict=True)]

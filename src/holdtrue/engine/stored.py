@@ -5,7 +5,7 @@ from math import prod
 
 from msgspec import Struct
 
-from holdtrue.engine.write import in_threads
+from holdtrue.engine.threads import in_threads
 from holdtrue.errors import DamageError
 from holdtrue.findings import report
 from holdtrue.formats.pieces import is_contiguous

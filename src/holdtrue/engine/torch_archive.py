@@ -12,7 +12,8 @@ from typing import Protocol
 
 from msgspec import Struct
 
-from holdtrue.engine.write import Progress, check_size, create, in_threads, write_at
+from holdtrue.engine.threads import in_threads
+from holdtrue.engine.write import Progress, check_size, create, write_at
 
 _ALIGN = 64
 _FOLDER = "archive"

@@ -6,25 +6,22 @@ never whole in memory.
 """
 
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
-from contextvars import copy_context
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Protocol, TypeVar
+from typing import Protocol
 
 import xxhash
 
 from holdtrue.engine.layout import Placement, PlannedFile
+from holdtrue.engine.threads import in_threads
 from holdtrue.limits import limits
 
 Progress = Callable[[int], None]  # told how many more bytes have been written, on any thread
-Job = TypeVar("Job")
-Result = TypeVar("Result")
 
 
 class Readable(Protocol):
-    """Gives a tensor's bytes in C order, block after block; called once, on any thread."""
+    """Gives a tensor's bytes in C order, block after block; on any thread, and the same ones
+    when it is called again."""
 
     def blocks(self) -> Iterator[memoryview]: ...
 
@@ -44,7 +41,7 @@ def write_files(
             fd = create(directory / file.name, file.nbytes)
             descriptors.append(fd)
             write_at(fd, memoryview(file.head), 0)
-            jobs += [(fd, batch) for batch in _batches(file)]
+            jobs += [(fd, batch) for batch in batches(file)]
         for found in in_threads(lambda job: _write_batch(*job, sources, progress), jobs):
             digests.update(found)
         in_threads(os.fsync, descriptors)
@@ -65,25 +62,7 @@ def create(path: Path, nbytes: int) -> int:
     return fd
 
 
-def in_threads(work: Callable[[Job], Result], jobs: Iterable[Job]) -> list[Result]:
-    """Each job's result, in order; the first that fails ends those that have not begun."""
-    with _pool() as pool:
-        # Each in a copy of the caller's context: the limits in force are kept there.
-        running = [pool.submit(copy_context().run, work, job) for job in jobs]
-        return [done.result() for done in running]
-
-
-@contextmanager
-def _pool() -> Iterator[ThreadPoolExecutor]:
-    with ThreadPoolExecutor(limits().threads, "holdtrue-write") as pool:
-        try:
-            yield pool
-        except BaseException:
-            pool.shutdown(cancel_futures=True)
-            raise
-
-
-def _batches(file: PlannedFile) -> Iterator[list[Placement]]:
+def batches(file: PlannedFile) -> Iterator[list[Placement]]:
     """Neighbouring small tensors go out in one write."""
     batch: list[Placement] = []
     filled = 0

@@ -95,6 +95,16 @@ class Ranking(Struct, frozen=True, kw_only=True):
     mode: Literal["min", "max"] = "min"
 
 
+class Cost(Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """What a save of a run cost; for `holdtrue log`, no reader needs it."""
+
+    stall: float = 0.0  # seconds that the training waited
+    seconds: float = 0.0  # from the call until the data files were durable
+    written: int = 0  # bytes of data files that were written, and not linked
+    linked: int = 0  # files that were linked
+    staging: int = 0  # bytes of memory that held the state meanwhile
+
+
 class Manifest(Struct, frozen=True, kw_only=True):
     """Fields that a reader does not know are ignored, so a format version may gain some."""
 
@@ -108,6 +118,7 @@ class Manifest(Struct, frozen=True, kw_only=True):
     step: int | None = None
     metrics: Any = None  # a value node: str → number
     ranking: Ranking | None = None
+    cost: Cost | None = None  # of the save of a run
 
 
 def encode_manifest(manifest: Manifest) -> bytes:

@@ -3,6 +3,8 @@
 import contextlib
 import logging
 import os
+import threading
+import time
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from types import TracebackType
@@ -12,21 +14,23 @@ from msgspec import UNSET, UnsetType
 
 from holdtrue.checkpoint import Checkpoint
 from holdtrue.checkpoint import open as open_checkpoint
-from holdtrue.errors import DamageError, HoldtrueError, SaveError, fail
+from holdtrue.engine.linking import Earlier
+from holdtrue.engine.staging import Staged, Staging, copy_in
+from holdtrue.errors import HoldtrueError, SaveError, fail
 from holdtrue.findings import Finding, Report
 from holdtrue.formats.checkpoint_directory import read_manifest
 from holdtrue.formats.source import unreachable
-from holdtrue.records.manifest import NAME, Manifest, Ranking
+from holdtrue.records.manifest import Manifest, Ranking
+from holdtrue.runs.background import Background
+from holdtrue.runs.handle import Saving
 from holdtrue.runs.keep import Keep, to_remove
-from holdtrue.saving import Saved, whole_step, write_checkpoint
-from holdtrue.storage.commit import clear_leftovers, may_list, remove
+from holdtrue.runs.resuming import restore_parts, resume_first_whole
+from holdtrue.saving import Prepared, Saved, prepare, whole_step, write
+from holdtrue.storage.commit import clear_leftovers, remove
 from holdtrue.storage.failures import already_exists
-from holdtrue.storage.locating import best_first, is_ours, step_name, steps
+from holdtrue.storage.locating import best_first, step_name, steps
 
 _log = logging.getLogger("holdtrue")
-# Reasons why bytes cannot be read that say nothing of the bytes. Going back to an older checkpoint
-# for these would lose work that is there.
-_NO_DAMAGE = frozenset({"permission-denied", "read-failed"})
 _SAVED_ONCE = "go on with the next step; to do this one again, move what is there away first"
 
 
@@ -35,6 +39,9 @@ class Run:
 
     The parts given here are what every save keeps and a resume restores. Nothing is written before
     the first save; what a killed save left behind is cleared away here.
+
+    A save goes on behind the training. A save that comes while the one before is in progress waits
+    for it, or is skipped with `busy="skip"`.
     """
 
     def __init__(
@@ -44,17 +51,24 @@ class Run:
         *,
         keep: Keep | None = None,
         probe: Any = None,
+        busy: Literal["wait", "skip"] = "wait",
         **parts: Any,
     ) -> None:
         if keep is not None and not isinstance(keep, Keep):
             raise fail(HoldtrueError, str(path), _no_rules(keep))
+        if busy not in ("wait", "skip"):
+            raise ValueError(f'Run(busy={busy!r}): give "wait" or "skip"')
         self.path = Path(path).absolute()  # the same run wherever the process goes
         self.keep = keep or Keep()
         self.parts = parts
         self.probe = probe  # inputs for `save`, see there
+        self.busy = busy
         self.report: Report | None = None  # of the last resume
         self._manifests: dict[int, Manifest] = {}
-        self._damaged: set[int] = set()  # what the last resume passed over
+        self._damaged: frozenset[int] = frozenset()  # what the last resume passed over
+        self._staging = Staging()
+        self._behind = Background()
+        self._saves = threading.RLock()  # several threads may save into one run
         try:
             cleared = clear_leftovers(self.path)
         except OSError as error:
@@ -63,7 +77,7 @@ class Run:
             _log.info("cleared away %s, left by a save that was killed", name)
 
     def __repr__(self) -> str:
-        return f"<run {self.path}: {len(self.steps())} checkpoints>"
+        return f"<run {self.path}: {len(steps(self.path))} checkpoints>"
 
     def __enter__(self) -> Self:
         return self
@@ -74,33 +88,60 @@ class Run:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        self.close()
+        if error is None:
+            self.close()
+        else:  # a save that failed was logged when it did; what ended the block says more
+            self._behind.wait()
 
     def steps(self) -> list[int]:
-        """The steps of the published checkpoints, oldest first."""
+        """The steps of the published checkpoints, oldest first. Waits for a save in progress."""
+        self._behind.wait()
         return list(steps(self.path))
 
-    def save(self, step: int, metrics: Mapping[str, Any] | None = None) -> Saved:
-        """Keep the state as the checkpoint of `step`, durable when this returns; then prune.
+    def save(
+        self, step: int, metrics: Mapping[str, Any] | None = None, *, wait: bool = False
+    ) -> Saving:
+        """Keep the state as the checkpoint of `step`; then prune.
 
-        `step` is the number of steps done, which is what `resume` returns. Raises SaveError and
-        leaves everything as it was when the state cannot be kept or written. A damaged checkpoint
-        of this step that `resume` passed over is put aside, as damaged-step-…
+        Returns when the state has been copied: what is changed from then on is not in the
+        checkpoint, which is written behind. `wait=True` returns when it is durable, and needs no
+        memory for a copy. `step` is the number of steps done, which is what `resume` returns.
+
+        Raises SaveError when the state cannot be kept, and what the save before ended with if that
+        has not been raised yet; everything is then as it was. A damaged checkpoint of this step
+        that `resume` passed over is put aside, as damaged-step-…
         """
         step = whole_step(str(self.path), step)
-        target, aside = self.path / step_name(step), None
-        if os.path.lexists(target):
-            if step not in self._damaged:
-                raise fail(SaveError, str(target), already_exists(target, _SAVED_ONCE))
-            aside = _free_name(target)
-        saved = write_checkpoint(
-            target, self.parts, step, metrics, self.keep.ranking, aside=aside, probe=self.probe
+        target = self.path / step_name(step)
+        if self.busy == "skip" and self._behind.busy:
+            _log.warning("step %d is not saved: the save before is still in progress", step)
+            return Saving(step, target, skipped=True)
+        with self._saves:
+            return self._save(step, target, metrics, wait)
+
+    def _save(
+        self, step: int, target: Path, metrics: Mapping[str, Any] | None, wait: bool
+    ) -> Saving:
+        began = time.perf_counter()
+        self.flush()
+        prepared = self._prepare(step, target, metrics)
+        saving = Saving(step, target, prepared.nbytes)
+        earlier = self._earlier()
+        if wait:
+            saved = write(prepared, prepared.sources, earlier=earlier, stall=0.0)
+            saving.stall = saved.seconds
+            self._published(step, saved)
+            saving.end(saved)
+            return saving
+        places = self._staging.reserve(prepared.files)
+        copy_in(prepared.files, prepared.sources, places)
+        saving.staging = self._staging.nbytes
+        saving.stall = time.perf_counter() - began
+        copies = {key: Staged(place) for key, place in places.items()}
+        self._behind.start(
+            f"holdtrue-save-{step}", lambda: self._write(saving, prepared, copies, earlier)
         )
-        if aside is not None:
-            _log.warning("step %d was damaged; what was there is now %s", step, aside)
-        self._damaged.discard(step)
-        self._prune()
-        return saved
+        return saving
 
     def resume(self, *, allow: Iterable[str] = ()) -> int:
         """Restore every part, and the random states, from the newest checkpoint that is whole.
@@ -111,32 +152,21 @@ class Run:
         when no checkpoint is whole; nothing has been changed then. `allow` accepts differences by
         their finding codes, as in `Checkpoint.restore`.
         """
-        accepted = tuple(allow)
-        passed: list[HoldtrueError] = []
-        self._damaged = set()
-        for step, path in reversed(steps(self.path).items()):
-            try:
-                if _half_there(path):
-                    raise fail(DamageError, str(path), _not_whole(path))
-                self.report = open_checkpoint(path).restore(rng=True, allow=accepted, **self.parts)
-            except DamageError as error:
-                if any(f.code in _NO_DAMAGE for f in error.report.findings):
-                    raise
-                _log.warning("step %d is passed over, it is damaged:%s", step, error)
-                passed.append(error)
-                self._damaged.add(step)
-                self._manifests.pop(step, None)
-                continue
-            if passed:
-                found = [*_passed_over(passed), *self.report.findings]
-                self.report = Report(subject=self.report.subject, findings=tuple(found))
-            return step
-        if passed:
-            raise passed[0]
-        return 0
+        self._behind.wait()
+        restore = restore_parts(self.parts, tuple(allow))
+        self._damaged = frozenset()
+        resumed = resume_first_whole(reversed(steps(self.path).items()), restore)
+        self._damaged = resumed.damaged
+        for step in resumed.damaged:
+            self._manifests.pop(step, None)
+        if resumed.error is not None:
+            raise resumed.error
+        self.report = resumed.report
+        return resumed.step or 0
 
     def latest(self) -> Checkpoint | None:
-        """The newest checkpoint; None when there is none yet."""
+        """The newest checkpoint; None when there is none yet. Waits for a save in progress."""
+        self._behind.wait()
         found = steps(self.path)
         return open_checkpoint(found[max(found)]) if found else None
 
@@ -145,13 +175,15 @@ class Run:
     ) -> Checkpoint | None:
         """The best checkpoint on disk by a metric, as `keep` says unless told otherwise.
 
-        None when no checkpoint has the metric. Ties go to the later one.
+        None when no checkpoint has the metric. Ties go to the later one. Waits for a save in
+        progress.
         """
         name = by or self.keep.by
         if not name:
             raise ValueError('say which metric: run.best("val_loss"), or Keep(by="val_loss")')
         if mode is not UNSET and mode not in ("min", "max"):
             raise ValueError(f'run.best(mode={mode!r}): give "min" or "max"')
+        self._behind.wait()
         ranking = Ranking(by=name, mode=self.keep.mode if mode is UNSET else mode)
         order = best_first(
             [(s, m) for s, m in self._read_manifests().items() if m is not None], ranking
@@ -159,23 +191,71 @@ class Run:
         return open_checkpoint(self.path / step_name(order[0])) if order else None
 
     def flush(self) -> None:
-        """Returns when the last save is durable; saves are synchronous, so it is."""
+        """Returns when the last save is durable. Raises what it failed with, once."""
+        self._behind.wait()
+        self._behind.raise_error()
 
     def close(self) -> None:
-        """End the run. Nothing is pending, since saves are synchronous."""
+        """End the run: `flush`, and give the memory for copies back."""
+        try:
+            self.flush()
+        finally:
+            self._staging = Staging()
+
+    def _prepare(self, step: int, target: Path, metrics: Mapping[str, Any] | None) -> Prepared:
+        aside = None
+        if os.path.lexists(target):
+            if step not in self._damaged:
+                raise fail(SaveError, str(target), already_exists(target, _SAVED_ONCE))
+            aside = _free_name(target)
+            _log.warning("step %d was damaged; what is there becomes %s", step, aside)
+        return prepare(
+            target, self.parts, step, metrics, self.keep.ranking, aside=aside, probe=self.probe
+        )
+
+    def _write(
+        self,
+        saving: Saving,
+        prepared: Prepared,
+        copies: Mapping[str, Staged],
+        earlier: Earlier | None,
+    ) -> None:
+        """Behind the training: write, publish, prune."""
+        try:
+            saved = write(
+                prepared, copies, earlier=earlier, stall=saving.stall, staging=saving.staging
+            )
+            self._published(saving.step, saved)
+        except BaseException as error:
+            _log.error("step %d was not saved: %s", saving.step, error)
+            saving.end(None, error)
+            raise
+        saving.end(saved)
+
+    def _published(self, step: int, saved: Saved) -> None:
+        self._damaged -= {step}
+        if saved.not_linked is not None:
+            _log.info("step %d: no file was linked: %s", step, saved.not_linked)
+        self._prune()
+
+    def _earlier(self) -> Earlier | None:
+        """The newest checkpoint that is there, for its unchanged files."""
+        with contextlib.suppress(HoldtrueError):  # a run that cannot be listed has none to offer
+            for step, path in reversed(steps(self.path).items()):
+                manifest = self._manifest(step, path)
+                if manifest is not None:
+                    return Earlier(path, manifest)
+        return None
 
     def _read_manifests(self) -> dict[int, Manifest | None]:
-        found: dict[int, Manifest | None] = {}
-        for step, path in steps(self.path).items():
-            if step in self._damaged:  # its manifest may well be whole
-                found[step] = None
-                continue
-            manifest = self._manifests.get(step)
-            if manifest is None:
-                with contextlib.suppress(HoldtrueError):
-                    manifest = self._manifests[step] = read_manifest(path)
-            found[step] = manifest
-        return found
+        return {step: self._manifest(step, path) for step, path in steps(self.path).items()}
+
+    def _manifest(self, step: int, path: Path) -> Manifest | None:
+        """None for one that cannot be read, or is damaged: its manifest may well be whole."""
+        if step not in self._manifests and step not in self._damaged:
+            with contextlib.suppress(HoldtrueError):
+                self._manifests[step] = read_manifest(path)
+        return None if step in self._damaged else self._manifests.get(step)
 
     def _prune(self) -> None:
         """A checkpoint that cannot be removed is no reason to fail: the save is done."""
@@ -194,40 +274,10 @@ class Run:
             _log.info("removed step %d: no rule of %r keeps it", step, self.keep)
 
 
-def _half_there(path: Path) -> bool:
-    """True for a step without a manifest. What may not be looked into is not known to lack it."""
-    return not path.is_dir() or (may_list(path) and not is_ours(path))
-
-
 def _free_name(target: Path) -> Path:
     """Beside the target: damaged-step-000000003, and -2, -3, … where that is taken."""
     names = (f"damaged-{target.name}{n}" for n in ("", *(f"-{i}" for i in range(2, 10**6))))
     return next(p for name in names if not os.path.lexists(p := target.parent / name))
-
-
-def _passed_over(errors: list[HoldtrueError]) -> list[Finding]:
-    return [
-        Finding(
-            code="checkpoint-passed-over",
-            severity="warning",
-            where=error.report.subject,
-            what="a newer checkpoint is damaged; an older one was restored",
-            why="; ".join(f.what for f in error.report.findings),
-            fix=f"holdtrue verify {error.report.subject}",
-        )
-        for error in errors
-    ]
-
-
-def _not_whole(path: Path) -> Finding:
-    return Finding(
-        code="manifest-missing",
-        severity="error",
-        where=str(path),
-        what=f"a step without its {NAME}",
-        why="it was copied or deleted in part; a save of holdtrue appears whole or not at all",
-        fix="copy the whole directory again, or use another checkpoint",
-    )
 
 
 def _no_rules(keep: Any) -> Finding:

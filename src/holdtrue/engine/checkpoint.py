@@ -1,0 +1,80 @@
+"""A checkpoint's files and, last of all, its manifest."""
+
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from msgspec import Struct
+from msgspec.structs import replace
+
+from holdtrue.engine.layout import PlannedFile
+from holdtrue.engine.linking import Earlier, link_unchanged
+from holdtrue.engine.write import Progress, Readable, write_files
+from holdtrue.records.manifest import NAME, SOURCE, Chunk, Cost, Manifest, encode_manifest
+from holdtrue.storage.commit import sync_directory, write_synced
+
+
+class Written(Struct, frozen=True, kw_only=True):
+    """What stands on disk now, and how it got there."""
+
+    manifest: Manifest
+    nbytes: int  # of all files
+    written: int  # bytes of those that were not linked
+    linked: tuple[str, ...]
+    refused: str | None  # why the file system links no files
+
+
+def write_checkpoint(
+    directory: Path,
+    manifest: Manifest,
+    files: list[PlannedFile],
+    sources: Mapping[str, Readable],
+    *,
+    earlier: Earlier | None = None,
+    cost: Cost | None = None,
+    began: float = 0.0,
+    progress: Progress | None = None,
+) -> Written:
+    """Write, or link, and fsync everything in an empty directory. Raises OSError.
+
+    The manifest gets the files and chunks. `began` is what `time.perf_counter` gave when the save
+    began; the cost then says how long it took until the data were durable.
+    """
+    if any(file.name.startswith(f"{SOURCE}/") for file in files):
+        (directory / SOURCE).mkdir()
+    linked = link_unchanged(directory, files, sources, earlier)
+    rest = [file for file in files if file.name not in linked.files]
+    digests = linked.digests | write_files(directory, rest, sources, progress)
+    if (directory / SOURCE).is_dir():
+        sync_directory(directory / SOURCE)
+    written = sum(file.nbytes for file in rest)
+    if cost is not None:
+        seconds = round(time.perf_counter() - began, 4)
+        cost = replace(cost, seconds=seconds, written=written, linked=len(linked.files))
+    manifest = replace(
+        manifest,
+        tensors=_placed(manifest, files, digests),
+        files={file.name: file.record for file in files},
+        cost=cost,
+    )
+    raw = encode_manifest(manifest)
+    write_synced(directory / NAME, raw)
+    return Written(
+        manifest=manifest,
+        nbytes=sum(file.nbytes for file in files) + len(raw),
+        written=written + len(raw),
+        linked=tuple(linked.files),
+        refused=linked.refused,
+    )
+
+
+def _placed(
+    manifest: Manifest, files: list[PlannedFile], digests: Mapping[str, str]
+) -> dict[str, Any]:
+    tensors = dict(manifest.tensors)
+    for file in files:
+        for placed in file.placements:
+            chunk = Chunk(file=file.name, name=placed.name, digest=digests[placed.key])
+            tensors[placed.key] = replace(tensors[placed.key], chunks=(chunk,))
+    return tensors

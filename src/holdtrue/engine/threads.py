@@ -1,0 +1,47 @@
+"""Jobs on a few threads. What they do releases the GIL: hashing, copying, reading and writing.
+
+Plain threads, and not an executor: executors take no work any more once the interpreter begins to
+exit, and a save that is in progress then has to come to its end.
+"""
+
+from collections.abc import Callable, Iterable
+from contextvars import copy_context
+from threading import Thread
+from typing import TypeVar
+
+from holdtrue.limits import limits
+
+Job = TypeVar("Job")
+Result = TypeVar("Result")
+
+
+def in_threads(work: Callable[[Job], Result], jobs: Iterable[Job]) -> list[Result]:
+    """Each job's result, in order; the first that fails ends those that have not begun."""
+    todo = list(jobs)
+    results: dict[int, Result] = {}
+    failed: list[BaseException] = []
+    remaining = iter(range(len(todo)))  # `next` of it is atomic
+
+    def run() -> None:
+        for index in remaining:
+            if failed:
+                return
+            try:
+                results[index] = work(todo[index])
+            except BaseException as error:
+                failed.append(error)
+
+    # Each in a copy of the caller's context: the limits in force are kept there.
+    count = min(limits().threads, len(todo)) - 1  # the caller's own thread works too
+    threads = [Thread(target=copy_context().run, args=(run,)) for _ in range(count)]
+    for thread in threads:
+        thread.start()
+    try:
+        run()
+    except BaseException as error:  # an interrupt that came between two jobs
+        failed.append(error)
+    for thread in threads:
+        thread.join()
+    if failed:
+        raise failed[0]
+    return [results[index] for index in range(len(todo))]

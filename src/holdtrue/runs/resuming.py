@@ -1,0 +1,89 @@
+"""Which checkpoint of a run is resumed, and what is said of those that were passed over."""
+
+import logging
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from msgspec import Struct
+
+from holdtrue.checkpoint import open as open_checkpoint
+from holdtrue.errors import DamageError, HoldtrueError, fail
+from holdtrue.findings import Finding, Report
+from holdtrue.records.manifest import NAME
+from holdtrue.storage.commit import may_list
+from holdtrue.storage.locating import is_ours
+
+_log = logging.getLogger("holdtrue")
+# Reasons why bytes cannot be read that say nothing of the bytes. Going back to an older checkpoint
+# for these would lose work that is there.
+_NO_DAMAGE = frozenset({"permission-denied", "read-failed"})
+
+Restore = Callable[[Path], Report]
+
+
+class Resumed(Struct, frozen=True):
+    """The step that was restored, and the damaged ones that were passed over."""
+
+    step: int | None  # None: there was nothing
+    report: Report | None
+    damaged: frozenset[int] = frozenset()
+    error: HoldtrueError | None = None  # where all of them are damaged
+
+
+def resume_first_whole(found: Iterable[tuple[int, Path]], restore: Restore) -> Resumed:
+    """Restore the first checkpoint that is whole. What is wrong beside damage is raised."""
+    passed: list[HoldtrueError] = []
+    damaged: set[int] = set()
+    for step, path in found:
+        try:
+            if _half_there(path):
+                raise fail(DamageError, str(path), _not_whole(path))
+            report = restore(path)
+        except DamageError as error:
+            if any(f.code in _NO_DAMAGE for f in error.report.findings):
+                raise
+            _log.warning("step %d is passed over, it is damaged:%s", step, error)
+            passed.append(error)
+            damaged.add(step)
+            continue
+        if passed:
+            findings = [*_passed_over(passed), *report.findings]
+            report = Report(subject=report.subject, findings=tuple(findings))
+        return Resumed(step, report, frozenset(damaged))
+    return Resumed(None, None, frozenset(damaged), passed[0] if passed else None)
+
+
+def restore_parts(parts: Mapping[str, Any], allow: tuple[str, ...]) -> Restore:
+    """A function that restores every part, and the random states, from a checkpoint."""
+    return lambda path: open_checkpoint(path).restore(rng=True, allow=allow, **parts)
+
+
+def _half_there(path: Path) -> bool:
+    """True for a step without a manifest. What may not be looked into is not known to lack it."""
+    return not path.is_dir() or (may_list(path) and not is_ours(path))
+
+
+def _passed_over(errors: list[HoldtrueError]) -> list[Finding]:
+    return [
+        Finding(
+            code="checkpoint-passed-over",
+            severity="warning",
+            where=error.report.subject,
+            what="a newer checkpoint is damaged; an older one was restored",
+            why="; ".join(f.what for f in error.report.findings),
+            fix=f"holdtrue verify {error.report.subject}",
+        )
+        for error in errors
+    ]
+
+
+def _not_whole(path: Path) -> Finding:
+    return Finding(
+        code="manifest-missing",
+        severity="error",
+        where=str(path),
+        what=f"a step without its {NAME}",
+        why="it was copied or deleted in part; a save of holdtrue appears whole or not at all",
+        fix="copy the whole directory again, or use another checkpoint",
+    )

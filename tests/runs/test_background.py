@@ -1,0 +1,194 @@
+"""Saving behind the training: what `save` returned for is what is on disk, whatever comes after."""
+
+import logging
+import os
+import subprocess
+import sys
+import textwrap
+import threading
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+import holdtrue
+from holdtrue.engine import write as engine_write
+from holdtrue.limits import override
+
+
+def training(**settings: Any) -> dict[str, Any]:
+    model = nn.Sequential(nn.Linear(64, 64), nn.BatchNorm1d(64), nn.Linear(64, 4))
+    return {"model": model, "optimizer": torch.optim.AdamW(model.parameters(), **settings)}
+
+
+def advance(parts: dict[str, Any]) -> None:
+    parts["optimizer"].zero_grad()
+    parts["model"](torch.randn(16, 64)).square().mean().backward()
+    parts["optimizer"].step()
+
+
+@pytest.fixture
+def held(monkeypatch: pytest.MonkeyPatch) -> threading.Event:
+    """Nothing is written before this is set: what happens meanwhile happens during the save."""
+    gate, real = threading.Event(), os.pwrite
+
+    def pwrite(*given: Any) -> int:
+        assert gate.wait(60)
+        return real(*given)
+
+    monkeypatch.setattr(engine_write.os, "pwrite", pwrite)
+    return gate
+
+
+def by_data(parts: dict[str, Any]) -> None:
+    for parameter in parts["model"].parameters():
+        parameter.data.fill_(float("nan"))
+
+
+def by_storage(parts: dict[str, Any]) -> None:
+    for parameter in parts["model"].parameters():
+        parameter.untyped_storage().fill_(0x55)
+
+
+def by_steps(parts: dict[str, Any]) -> None:
+    for _ in range(3):
+        advance(parts)
+
+
+@pytest.mark.parametrize("change", [by_data, by_storage, by_steps])
+@pytest.mark.parametrize("settings", [{}, {"fused": True}, {"foreach": True}], ids=str)
+def test_what_is_changed_after_save_returned_is_not_kept(
+    change: Any, settings: dict[str, Any], tmp_path: Path, held: threading.Event
+) -> None:
+    parts = training(**settings)
+    advance(parts)
+    expected = {k: v.clone() for k, v in parts["model"].state_dict().items()}
+    moments = [s["exp_avg"].clone() for s in parts["optimizer"].state.values()]
+    run = holdtrue.Run(tmp_path / "run", **parts)
+    saving = run.save(1)
+    assert not saving.done
+    change(parts)
+    held.set()
+    saving.wait()
+    twin = training(**settings)
+    holdtrue.open(tmp_path / "run").restore(**twin)
+    for name, value in twin["model"].state_dict().items():
+        assert torch.equal(value, expected[name]), name
+    for state, moment in zip(twin["optimizer"].state.values(), moments, strict=True):
+        assert torch.equal(state["exp_avg"], moment)
+
+
+def test_the_next_save_waits_or_is_skipped(
+    tmp_path: Path, held: threading.Event, caplog: pytest.LogCaptureFixture
+) -> None:
+    parts = training()
+    run = holdtrue.Run(tmp_path / "run", busy="skip", **parts)
+    first = run.save(1)
+    with caplog.at_level(logging.WARNING, "holdtrue"):
+        second = run.save(2)
+    assert second.skipped
+    assert second.wait() is None
+    assert "step 2 is not saved" in caplog.text
+    threading.Timer(0.2, held.set).start()
+    run.busy = "wait"
+    run.save(3)
+    assert first.done
+    run.flush()
+    assert run.steps() == [1, 3]
+
+
+def test_an_error_behind_is_logged_at_once_and_raised_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def full(*_: Any) -> int:
+        raise OSError(28, "No space left on device")
+
+    parts = training()
+    run = holdtrue.Run(tmp_path / "run", **parts)
+    with monkeypatch.context() as patch:
+        patch.setattr(engine_write.os, "pwrite", full)
+        saving = run.save(1)
+        with pytest.raises(holdtrue.SaveError):
+            saving.wait()
+    assert "step 1 was not saved" in caplog.text
+    with pytest.raises(holdtrue.SaveError) as caught:
+        run.save(2)
+    assert caught.value.report.errors[0].code == "disk-full"
+    run.save(2)
+    run.close()
+    assert run.steps() == [2]
+
+
+def test_close_raises_what_failed_and_leaving_by_an_exception_does_not_hide_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(*_: Any) -> int:
+        raise OSError(5, "Input/output error")
+
+    monkeypatch.setattr(engine_write.os, "pwrite", broken)
+    with pytest.raises(holdtrue.SaveError), holdtrue.Run(tmp_path / "a", **training()) as run:
+        run.save(1)
+    with pytest.raises(ZeroDivisionError), holdtrue.Run(tmp_path / "b", **training()) as run:
+        run.save(1)
+        raise ZeroDivisionError
+
+
+@pytest.mark.parametrize(
+    "ending", ["", "raise SystemExit(3)", "raise RuntimeError('training broke')"]
+)
+def test_the_process_exit_waits(ending: str, tmp_path: Path) -> None:
+    program = f"""
+        import torch, holdtrue
+        from holdtrue.limits import override
+        model = torch.nn.Linear(2000, 2000)
+        run = holdtrue.Run({str(tmp_path / "run")!r}, model=model)
+        with override(chunk_bytes=4096, threads=3):
+            run.save(7)
+        {ending}
+    """
+    subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(program)], capture_output=True, check=False
+    )
+    assert holdtrue.verify(tmp_path / "run@7").findings == ()
+
+
+def test_the_handle_says_what_it_cost(tmp_path: Path) -> None:
+    parts = training()
+    run = holdtrue.Run(tmp_path / "run", **parts)
+    saving = run.save(1)
+    saved = saving.wait()
+    assert saved is not None
+    assert 0 < saving.stall <= saved.seconds
+    assert saving.staging >= saving.nbytes > 64 * 64 * 4
+    assert saving.linked == ()
+    cost = holdtrue.open(tmp_path / "run").manifest.cost
+    assert cost.stall == pytest.approx(saving.stall, abs=1e-4)
+    assert cost.staging == saving.staging
+    assert run.save(2, wait=True).staging == 0
+
+
+def test_staging_memory_is_used_again(tmp_path: Path) -> None:
+    parts = training()
+    run = holdtrue.Run(tmp_path / "run", **parts)
+    sizes = {run.save(step).staging for step in range(1, 5)}
+    run.close()
+    assert len(sizes) == 1
+
+
+@pytest.mark.parametrize("chunk", [1, 100, 4096, 1 << 20])
+@pytest.mark.parametrize("threads", [1, 2, 7])
+def test_copies_are_the_same_whatever_the_chunks_and_threads(
+    chunk: int, threads: int, tmp_path: Path
+) -> None:
+    torch.manual_seed(3)
+    parts = {"model": nn.Sequential(nn.Linear(5, 7), nn.Linear(7, 30)).half(), "x": torch.arange(9)}
+    with override(chunk_bytes=chunk, threads=threads):
+        run = holdtrue.Run(tmp_path / "run", **parts)
+        run.save(1)
+        run.close()
+    assert holdtrue.verify(tmp_path / "run").findings == ()
+    names = parts["model"].state_dict()
+    for name, value in holdtrue.open(tmp_path / "run")["model"].items():
+        assert torch.equal(value, names[name])
