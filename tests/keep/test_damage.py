@@ -163,7 +163,7 @@ def test_a_newer_format_version(kept: Path) -> None:
 
 
 def files(path: Path) -> list[str]:
-    return sorted(os.listdir(path))
+    return sorted(set(os.listdir(path)) - {".lock"})
 
 
 DATA = ["model.safetensors", "optimizer.safetensors"]
@@ -370,7 +370,7 @@ def test_a_full_disk(small_disk: Path) -> None:
         assert [f.code for f in report.errors] == ["disk-full"]
         assert run.steps() == [1, 2]
         assert files(small_disk / "run") == ["step-000000001", "step-000000002"]
-        for path in (small_disk / "run").iterdir():
+        for path in (small_disk / "run").glob("step-*"):
             assert holdtrue.verify(path).findings == ()
     report = refusal(
         small_disk,
@@ -378,6 +378,7 @@ def test_a_full_disk(small_disk: Path) -> None:
     )
     assert [f.code for f in report.errors] == ["disk-full"]
     assert holdtrue.verify(small_disk / "run" / "step-000000002").findings == ()
+    run.close()
 
 
 # -- manifests that lie ---------------------------------------------------------------------------

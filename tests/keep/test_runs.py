@@ -47,6 +47,11 @@ def small(path: Path, keep: Keep | None = None) -> Run:
     return Run(path, keep=keep, value=[1])
 
 
+def listed(path: Path) -> list[str]:
+    """What is in a directory, but for the lock of its writer."""
+    return sorted(set(os.listdir(path)) - {".lock"})
+
+
 def save_all(run: Run, metrics: dict[int, Any]) -> list[int]:
     for step, metric in metrics.items():
         if isinstance(run.parts.get("model"), nn.Module):  # else its files would be linked
@@ -213,7 +218,7 @@ LOSSES = {1: 0.5, 2: 0.1, 3: 0.4, 4: 0.1, 5: 0.9, 6: 0.8, 7: 0.7}
 def test_what_is_kept(keep: Keep, metrics: Any, left: list[int], tmp_path: Path) -> None:
     run = small(tmp_path / "run", keep)
     assert save_all(run, metrics) == left
-    assert sorted(os.listdir(tmp_path / "run")) == [f"step-{s:09d}" for s in left]
+    assert listed(tmp_path / "run") == [f"step-{s:09d}" for s in left]
     for step in left:
         assert holdtrue.verify(f"{tmp_path}/run@{step}").findings == ()
 
@@ -250,7 +255,7 @@ def test_strangers_in_the_directory_are_left_alone(tmp_path: Path) -> None:
     (tmp_path / "run" / "step-12").write_text("mine")
     run = small(tmp_path / "run", Keep(last=1))
     save_all(run, LOSSES)
-    assert sorted(os.listdir(tmp_path / "run")) == ["step-000000007", "step-12", "tensorboard"]
+    assert listed(tmp_path / "run") == ["step-000000007", "step-12", "tensorboard"]
 
 
 def test_removal_never_leaves_half_a_checkpoint(
@@ -376,7 +381,7 @@ def test_a_damaged_checkpoint_neither_counts_nor_goes(tmp_path: Path) -> None:
     assert best is not None
     assert best.step == 2
     run.save(5, {"loss": 0.3}, wait=True)
-    assert sorted(os.listdir(tmp_path / "run")) == [
+    assert listed(tmp_path / "run") == [
         "damaged-step-000000005", "damaged-step-000000005-2", "step-000000005",
     ]  # fmt: skip
 
@@ -395,7 +400,7 @@ def test_a_failing_save_leaves_the_damaged_one_in_its_place(tmp_path: Path) -> N
     run.parts["value"] = lambda: None
     with pytest.raises(holdtrue.SaveError):
         run.save(2, wait=True)
-    assert sorted(os.listdir(tmp_path / "run")) == ["step-000000001", "step-000000002"]
+    assert listed(tmp_path / "run") == ["step-000000001", "step-000000002"]
 
 
 @pytest.mark.parametrize("left", ["empty", "manifest gone", "staging", "file"])
@@ -534,7 +539,7 @@ def test_a_value_that_cannot_be_kept_leaves_all_as_it_was(tmp_path: Path) -> Non
         run.save(2, wait=True)
     assert caught.value.report.errors[0].code == "value-unsupported"
     assert "log" in caught.value.report.errors[0].where
-    assert os.listdir(tmp_path / "run") == ["step-000000001"]
+    assert listed(tmp_path / "run") == ["step-000000001"]
     assert holdtrue.verify(tmp_path / "run").findings == ()
 
 
@@ -556,7 +561,7 @@ def test_a_system_call_that_fails_leaves_all_as_it_was(
         run.save(2, wait=True)
     monkeypatch.undo()
     assert caught.value.report.errors[0].code == "write-failed"
-    assert os.listdir(tmp_path / "run") == ["step-000000001"]
+    assert listed(tmp_path / "run") == ["step-000000001"]
     assert holdtrue.verify(tmp_path / "run").findings == ()
 
 

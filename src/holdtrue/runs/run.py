@@ -5,6 +5,7 @@ import logging
 import os
 import threading
 import time
+import weakref
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from types import TracebackType
@@ -25,9 +26,10 @@ from holdtrue.runs.background import Background
 from holdtrue.runs.handle import Saving
 from holdtrue.runs.keep import Keep, to_remove
 from holdtrue.runs.resuming import restore_parts, resume_first_whole
+from holdtrue.runs.writing import give_back, take
 from holdtrue.saving import Prepared, Saved, prepare, whole_step, write
-from holdtrue.storage.commit import clear_leftovers, remove
-from holdtrue.storage.failures import already_exists
+from holdtrue.storage.commit import clear_leftovers, make_directories, remove
+from holdtrue.storage.failures import already_exists, not_written
 from holdtrue.storage.locating import best_first, step_name, steps
 
 _log = logging.getLogger("holdtrue")
@@ -69,6 +71,7 @@ class Run:
         self._staging = Staging()
         self._behind = Background()
         self._saves = threading.RLock()  # several threads may save into one run
+        self._release: weakref.finalize[..., Any] | None = None  # while this process is the writer
         try:
             cleared = clear_leftovers(self.path)
         except OSError as error:
@@ -124,6 +127,7 @@ class Run:
     ) -> Saving:
         began = time.perf_counter()
         self.flush()
+        self._become_writer(target)
         prepared = self._prepare(step, target, metrics)
         saving = Saving(step, target, prepared.nbytes)
         earlier = self._earlier()
@@ -201,6 +205,20 @@ class Run:
             self.flush()
         finally:
             self._staging = Staging()
+            if self._release is not None:
+                self._release()
+                self._release = None
+
+    def _become_writer(self, target: Path) -> None:
+        if self._release is not None and self._release.alive:
+            return
+        try:
+            make_directories(self.path)
+            take(self.path)
+        except OSError as error:
+            raise not_written(target, error, 0) from error
+        # Also when the run is dropped without `close`, as in a notebook's next cell.
+        self._release = weakref.finalize(self, give_back, self.path)
 
     def _prepare(self, step: int, target: Path, metrics: Mapping[str, Any] | None) -> Prepared:
         aside = None

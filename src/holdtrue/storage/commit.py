@@ -32,7 +32,7 @@ def publish(target: Path, *, replace: bool = False, aside: Path | None = None) -
     the staging directory is gone.
     """
     parent = target.absolute().parent
-    _make_directories(parent)
+    make_directories(parent)
     if not replace and aside is None and os.path.lexists(target):
         raise FileExistsError(str(target))
     with _staging(target) as staged:
@@ -53,7 +53,7 @@ def publish(target: Path, *, replace: bool = False, aside: Path | None = None) -
 def publish_file(target: Path, *, replace: bool = False) -> Iterator[Path]:
     """`publish` for one file: yields the path to write it at; the block fsyncs what it writes."""
     parent = target.absolute().parent
-    _make_directories(parent)
+    make_directories(parent)
     if not replace and os.path.lexists(target):
         raise FileExistsError(str(target))
     with _staging(target) as staged:
@@ -139,7 +139,7 @@ def clear_leftovers(parent: Path) -> list[str]:
         return removed
     for name in names:
         host, _, pid = _owner_of(name).rpartition("-")
-        if host == _host() and pid.isdecimal() and not _lives(int(pid)):
+        if host == _host() and pid.isdecimal() and not process_lives(int(pid)):
             shutil.rmtree(area / name, ignore_errors=True)
             if not os.path.lexists(area / name):
                 removed.append(name)
@@ -170,7 +170,7 @@ def sync_directory(path: Path) -> None:
         os.close(fd)
 
 
-def _make_directories(path: Path) -> None:
+def make_directories(path: Path) -> None:
     """mkdir -p, each new name made durable."""
     missing = []
     while not path.is_dir():
@@ -197,7 +197,8 @@ def _owner_of(staged: str) -> str:
     return parts[1] if len(parts) == 3 else ""
 
 
-def _lives(pid: int) -> bool:
+def process_lives(pid: int) -> bool:
+    """True while there is a process of this number, whoever owns it."""
     if pid == os.getpid():
         return True
     try:

@@ -1,0 +1,172 @@
+"""One writer a run: a lock that says who holds it, and that dies with its process.
+
+The kernel's `flock` is what holds, where the file system has it: it is let go when the process
+ends, however it ends. Elsewhere the lock is a file that is made exclusively, with its owner in it;
+one whose owner is dead is taken over. The file stays after neither.
+"""
+
+import contextlib
+import errno
+import json
+import os
+import socket
+import sys
+from datetime import UTC, datetime
+from pathlib import Path
+from uuid import uuid4
+
+import msgspec
+from msgspec import Struct
+
+from holdtrue.storage.commit import process_lives
+
+if sys.platform != "win32":
+    import fcntl
+
+LOCK = ".lock"
+_TRIES = 100
+_WITHOUT = {errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.EINVAL, errno.ENOLCK, errno.EBADF}
+_MOST = 4096  # bytes that are read of a lock file
+
+
+class Owner(Struct, frozen=True, kw_only=True):
+    """Who holds a lock. `began` tells a process from a later one of the same number."""
+
+    pid: int
+    host: str
+    since: str  # UTC, ISO 8601
+    began: str = ""
+
+
+class Held(Exception):  # noqa: N818 - not an error: the caller says what it means
+    """Another process holds the lock."""
+
+    def __init__(self, owner: Owner | None) -> None:
+        super().__init__(owner)
+        self.owner = owner  # None where the file does not say
+
+
+class Lock:
+    """A lock in a directory, held by this process from `__init__` to `release`.
+
+    `flocked` is False where the file system has no flock. Raises Held, or OSError.
+    """
+
+    def __init__(self, directory: Path) -> None:
+        self.path = directory / LOCK
+        self.taken_from: Owner | None = None  # a dead one whose lock this was
+        self._pid = os.getpid()
+        self._fd = self._flock() if sys.platform != "win32" else None
+        self.flocked = self._fd is not None
+        if self._fd is None:
+            self._exclusively()
+
+    def release(self) -> None:
+        """Let it go. In a forked child this does nothing: the lock is the parent's."""
+        if self._pid != os.getpid():
+            return
+        self._pid = -1
+        with contextlib.suppress(OSError):
+            self.path.unlink()
+        if self._fd is not None:
+            os.close(self._fd)
+
+    def _flock(self) -> int | None:
+        """The open file that holds the lock; None where the file system does not lock."""
+        for _ in range(_TRIES):
+            fd = os.open(self.path, os.O_RDWR | os.O_CREAT, 0o644)
+            try:
+                fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError as error:
+                before = _read(fd)
+                os.close(fd)
+                if error.errno in _WITHOUT:
+                    with contextlib.suppress(OSError):
+                        if before is None:
+                            self.path.unlink()
+                    return None
+                if error.errno in (errno.EWOULDBLOCK, errno.EACCES):
+                    raise Held(before) from None
+                raise
+            # The one before may have removed the file between the two calls.
+            if not _is_at(fd, self.path):
+                os.close(fd)
+                continue
+            self.taken_from = _read(fd)
+            with contextlib.suppress(OSError):  # a full disk: held all the same, without a name
+                os.ftruncate(fd, 0)
+                os.write(fd, _encoded())
+            return fd
+        raise Held(None)
+
+    def _exclusively(self) -> None:
+        for _ in range(_TRIES):
+            try:
+                fd = os.open(self.path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o644)
+            except FileExistsError:
+                owner = owner_of(self.path.parent)
+                if owner is None or not is_gone(owner):
+                    raise Held(owner) from None
+                # By renaming: of several that see a dead owner, one wins.
+                stale = self.path.with_name(f"{LOCK}.{uuid4().hex[:8]}")
+                with contextlib.suppress(FileNotFoundError):
+                    self.path.rename(stale)
+                    self.taken_from = owner
+                    stale.unlink()
+                continue
+            with os.fdopen(fd, "wb") as file:
+                file.write(_encoded())
+            return
+        raise Held(None)
+
+
+def owner_of(directory: Path) -> Owner | None:
+    """Who a directory's lock file names; None without one, or where it cannot be read."""
+    try:
+        with (directory / LOCK).open("rb") as file:
+            return _decoded(file.read(_MOST))
+    except OSError:
+        return None
+
+
+def is_gone(owner: Owner) -> bool:
+    """True when the owner was a process of this machine that is no more."""
+    if owner.host != socket.gethostname():
+        return False
+    began = _began(owner.pid)
+    return not process_lives(owner.pid) or bool(began and owner.began and began != owner.began)
+
+
+def _is_at(fd: int, path: Path) -> bool:
+    try:
+        here, there = os.fstat(fd), path.stat()
+    except FileNotFoundError:
+        return False
+    return (here.st_dev, here.st_ino) == (there.st_dev, there.st_ino)
+
+
+def _read(fd: int) -> Owner | None:
+    return _decoded(os.pread(fd, _MOST, 0))
+
+
+def _encoded() -> bytes:
+    since = datetime.now(UTC).isoformat(timespec="seconds")
+    owner = Owner(
+        pid=os.getpid(), host=socket.gethostname(), since=since, began=_began(os.getpid())
+    )
+    return json.dumps(msgspec.to_builtins(owner)).encode() + b"\n"
+
+
+def _decoded(raw: bytes) -> Owner | None:
+    try:
+        return msgspec.json.decode(raw, type=Owner)
+    except msgspec.MsgspecError:
+        return None
+
+
+def _began(pid: int) -> str:
+    """When a process began, in the kernel's ticks; "" where the system does not tell."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19]
+    except (OSError, IndexError):
+        return ""
