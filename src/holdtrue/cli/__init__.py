@@ -21,6 +21,7 @@ _COMMANDS = {
     "explain": "What a finding's code, or another tool's message, means.",
     "inspect": "What a checkpoint holds: parts, tensors, values, origin.",
     "log": "The checkpoints of a run, with their metrics.",
+    "prune": "Remove the checkpoints of a run that no rule keeps.",
     "salvage": "What is whole of a damaged file, as a file that is whole.",
     "verify": "Read every byte and compare it with its digest.",
 }

@@ -24,11 +24,12 @@ from holdtrue.formats.source import unreachable
 from holdtrue.records.manifest import Manifest, Ranking
 from holdtrue.runs.background import Background
 from holdtrue.runs.handle import Saving
-from holdtrue.runs.keep import Keep, to_remove
+from holdtrue.runs.keep import Keep
+from holdtrue.runs.pruning import doomed, has_all_files, read_back, remove_steps
 from holdtrue.runs.resuming import restore_parts, resume_first_whole
 from holdtrue.runs.writing import give_back, take
 from holdtrue.saving import Prepared, Saved, prepare, whole_step, write
-from holdtrue.storage.commit import clear_leftovers, make_directories, remove
+from holdtrue.storage.commit import clear_leftovers, make_directories
 from holdtrue.storage.failures import already_exists, not_written
 from holdtrue.storage.locating import best_first, step_name, steps
 
@@ -43,7 +44,8 @@ class Run:
     the first save; what a killed save left behind is cleared away here.
 
     A save goes on behind the training. A save that comes while the one before is in progress waits
-    for it, or is skipped with `busy="skip"`.
+    for it, or is skipped with `busy="skip"`. With `verify="after"` each new checkpoint is read back
+    from the disk before older ones are removed.
     """
 
     def __init__(
@@ -54,20 +56,25 @@ class Run:
         keep: Keep | None = None,
         probe: Any = None,
         busy: Literal["wait", "skip"] = "wait",
+        verify: Literal["after"] | None = None,
         **parts: Any,
     ) -> None:
         if keep is not None and not isinstance(keep, Keep):
             raise fail(HoldtrueError, str(path), _no_rules(keep))
         if busy not in ("wait", "skip"):
             raise ValueError(f'Run(busy={busy!r}): give "wait" or "skip"')
+        if verify not in (None, "after"):
+            raise ValueError(f'Run(verify={verify!r}): give "after", or None')
         self.path = Path(path).absolute()  # the same run wherever the process goes
         self.keep = keep or Keep()
         self.parts = parts
         self.probe = probe  # inputs for `save`, see there
         self.busy = busy
+        self.verify = verify
         self.report: Report | None = None  # of the last resume
         self._manifests: dict[int, Manifest] = {}
         self._damaged: frozenset[int] = frozenset()  # what the last resume passed over
+        self._link = True  # files of the checkpoint before, where they did not change
         self._staging = Staging()
         self._behind = Background()
         self._saves = threading.RLock()  # several threads may save into one run
@@ -254,10 +261,20 @@ class Run:
         self._damaged -= {step}
         if saved.not_linked is not None:
             _log.info("step %d: no file was linked: %s", step, saved.not_linked)
+        if self.verify:
+            self._link = False  # not from what may turn out to be damaged
+            try:
+                read_back(saved.path)
+            except HoldtrueError:
+                self._damaged |= {step}
+                raise
+        self._link = True
         self._prune()
 
     def _earlier(self) -> Earlier | None:
         """The newest checkpoint that is there, for its unchanged files."""
+        if not self._link:
+            return None
         with contextlib.suppress(HoldtrueError):  # a run that cannot be listed has none to offer
             for step, path in reversed(steps(self.path).items()):
                 manifest = self._manifest(step, path)
@@ -278,18 +295,13 @@ class Run:
     def _prune(self) -> None:
         """A checkpoint that cannot be removed is no reason to fail: the save is done."""
         try:
-            doomed = to_remove(self.keep, list(self._read_manifests().items()))
+            found = {s: (p, self._manifest(s, p)) for s, p in steps(self.path).items()}
+            going = doomed(self.keep, found, has_all_files)
         except HoldtrueError as error:
             _log.warning("nothing is removed, the run cannot be listed:%s", error)
             return
-        for step in doomed:
-            try:
-                remove(self.path / step_name(step))
-            except OSError as error:
-                _log.warning("step %d is no longer kept, but cannot be removed: %s", step, error)
-                continue
+        for step in remove_steps(self.keep, going, found):
             self._manifests.pop(step, None)
-            _log.info("removed step %d: no rule of %r keeps it", step, self.keep)
 
 
 def _free_name(target: Path) -> Path:

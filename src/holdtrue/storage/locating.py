@@ -40,6 +40,24 @@ def steps(run: Path) -> dict[int, Path]:
     return dict(sorted((int(m[1]), run / name) for m, name in found if m))
 
 
+def require_steps(run: Path) -> dict[int, Path]:
+    """The checkpoints of a run, of which there is at least one. Raises OpenError, which says what
+    the path is instead."""
+    found = steps(run)
+    if found:
+        return found
+    place = locate(run)
+    if not is_ours(place):
+        inspect_path(str(place))  # raises where there is nothing
+    raise refuse(
+        str(run),
+        "not-a-run",
+        "this is one checkpoint, not a run of several" if is_ours(place) else "this is no run",
+        "a run is a directory that holds step-… directories",
+        f"holdtrue inspect {run}",
+    )
+
+
 def locate(path: str | os.PathLike[str]) -> Path:
     """Which path is meant: of a run one of its checkpoints, else the path itself.
 
