@@ -8,6 +8,7 @@ from typing import Any
 from holdtrue.checkpoint import Checkpoint
 from holdtrue.checkpoint import open as open_checkpoint
 from holdtrue.doctor.examining import examine
+from holdtrue.doctor.reading_weights import read_weights
 from holdtrue.errors import HoldtrueError
 from holdtrue.findings import Finding, Report, report
 
@@ -38,12 +39,25 @@ def diagnose(
             raise
         return report(str(place), error.report.findings, ["everything else: it cannot be opened"])
     findings = _about_file(checkpoint)
+    if deep:
+        findings += _about_values(checkpoint, findings, progress)
     return report(str(checkpoint.path), findings, _not_checked(deep, targets))
 
 
 def _about_file(checkpoint: Checkpoint) -> list[Finding]:
     view = checkpoint.view
     return [*view.findings, *examine(view, view.path)]
+
+
+def _about_values(
+    checkpoint: Checkpoint, known: list[Finding], progress: Progress | None
+) -> list[Finding]:
+    """What the values of the tensors show, apart from damage that has been told already."""
+    view = checkpoint.view
+    weights, damage = read_weights(view, progress)
+    told = {(finding.code, finding.where) for finding in known}
+    new = [finding for finding in damage if (finding.code, finding.where) not in told]
+    return [*new, *examine(weights, view.path)]
 
 
 def _not_checked(deep: bool, targets: dict[str, Any]) -> list[str]:
