@@ -1,8 +1,6 @@
-"""What an optimizer's state shows: moments that cannot be, steps that differ."""
+"""What an optimizer's state shows: moments that cannot be."""
 
-from collections import Counter, defaultdict
 from collections.abc import Iterator
-from itertools import pairwise
 
 from holdtrue.doctor.subjects import Weights
 from holdtrue.doctor.tensor_roles import by_owner, finding, moments_in, optimizer_paths
@@ -14,7 +12,6 @@ _SQUARES = frozenset({"exp_avg_sq", "max_exp_avg_sq", "square_avg", "sum", "exp_
 _AVERAGES = frozenset({"exp_avg", "momentum_buffer", "grad_avg"})
 _EXPLODED = 1e12
 _UNDERFLOW = 1e-15  # a gradient above this has a square that float32 can hold
-_FEW = 4
 
 
 def moments_not_finite(weights: Weights) -> Iterator[Finding]:
@@ -113,40 +110,6 @@ def no_gradients(weights: Weights) -> Iterator[Finding]:
             fix="check that the loss reaches them: p.grad after backward(), detach(), dead ReLUs",
             confidence="likely",
         )
-
-
-def steps_differ(weights: Weights) -> Iterator[Finding]:
-    """Parameters of one optimizer that took other numbers of steps."""
-    by_optimizer: dict[str, list[tuple[str, float]]] = defaultdict(list)
-    for path, count in _steps(weights).items():
-        by_optimizer[path.partition("\0")[0]].append((path.replace("\0", "/").lstrip("/"), count))
-    for steps in by_optimizer.values():
-        counts = Counter(count for _, count in steps)
-        if len(counts) < 2:
-            continue
-        usual = counts.most_common(1)[0][0]
-        others = [(path, count) for path, count in steps if count != usual]
-        torn = _is_torn([count for _, count in steps])
-        yield finding(
-            [f"{path}: step {count:,.0f}, others {usual:,.0f}" for path, count in others],
-            code="steps-differ",
-            severity="warning" if torn else "note",
-            what=f"{len(others)} of {len(steps)} parameters took another number of steps",
-            why="all up to one place are one step ahead of the rest: the state was copied while "
-            "the optimizer stepped, so that weights and moments of two steps are mixed"
-            if torn
-            else "parameters that were frozen, added later, or not used in every batch take fewer",
-            fix="save between steps, from a copy; go back to another checkpoint"
-            if torn
-            else "nothing to mend if that is how it was trained",
-            confidence="likely",
-        )
-
-
-def _is_torn(counts: list[float]) -> bool:
-    """One step apart, and all on one side of one place: as a copy made during a step is."""
-    changes = [b - a for a, b in pairwise(counts) if a != b]
-    return len(counts) >= _FEW and len(changes) == 1 and abs(changes[0]) == 1 and min(counts) > 0
 
 
 def _steps(weights: Weights) -> dict[str, float]:

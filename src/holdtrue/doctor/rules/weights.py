@@ -81,12 +81,13 @@ def extreme_values(weights: Weights) -> Iterator[Finding]:
 
 def all_zero(weights: Weights) -> Iterator[Finding]:
     """Weight matrices and scales without a value other than zero."""
-    named = [n for n in weights_in(weights) if n.floating and n.is_weight]
+    floating = [n for n in weights_in(weights) if n.floating]
+    named = [n for n in floating if n.is_weight]
     zero = [n for n in named if n.statistics.all_zero and not _starts_at_zero(n)]
     if not zero:
         return
     everything = all(n.statistics.all_zero for n in named) and len(named) > 1
-    by_design = set() if everything else _alike_everywhere(named)
+    by_design = set() if everything else _alike_everywhere(named) | _offsets_from_one(floating)
     for meant in (False, True):
         some = [n for n in zero if (n.pattern in by_design) == meant]
         if some:
@@ -141,8 +142,8 @@ def lost_pages(weights: Weights) -> Iterator[Finding]:
             continue
         inside = sum(length for _, length in runs)
         rest = named.statistics.elements - inside
-        if named.statistics.zeros - inside > _DENSE * rest:
-            continue  # zeros are common in it
+        if rest < _PAGE // 64 or named.statistics.zeros - inside > _DENSE * rest:
+            continue  # little is left, or zeros are common in it
         start, length = max(runs, key=lambda run: run[1])
         place = f"{named.path}: {inside:,} of {named.statistics.elements:,} values, from {start:,}"
         if is_table(named) and all(_is_rows(named, *run) for run in runs):
@@ -261,6 +262,15 @@ def _alike_everywhere(named: list[Named]) -> set[str]:
         and "#" in pattern.split(".")[:-2]  # numbered layers, not the steps of a Sequential
         and len({(n.statistics.low, n.statistics.high) for n in some}) == 1
     }
+
+
+def _offsets_from_one(named: list[Named]) -> set[str]:
+    """Some norms scale by 1 + weight and have no bias: if one such starts at zero, all do."""
+    with_bias = {n.owner for n in named if n.leaf == "bias"}
+    scales = [
+        n for n in named if n.is_weight and len(n.tensor.shape) == 1 and n.owner not in with_bias
+    ]
+    return {n.pattern for n in scales} if all(n.statistics.all_zero for n in scales) else set()
 
 
 def _is_filter(named: Named) -> bool:
