@@ -9,12 +9,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 import holdtrue
-from holdtrue.doctor.examining import examine
-from holdtrue.doctor.reading_weights import read_weights
-from holdtrue.doctor.state_dicts import choose
-from holdtrue.doctor.subjects import Fit
 from holdtrue.limits import override
-from holdtrue.records.architecture import Architecture, Kind, TensorFacts
 
 
 class Net(nn.Module):
@@ -235,19 +230,19 @@ def test_two_states_that_are_one(tmp_path, state, kind):
 
 
 def test_values_that_the_models_dtype_cannot_hold(tmp_path):
-    save_file({"weight": torch.tensor([[1.0, 7e4]]), "bias": torch.ones(1)}, tmp_path / "f.st")
-    view = holdtrue.open(tmp_path / "f.st").view
+    save_file(
+        {"weight": torch.tensor([[1.0, 7e4]]), "bias": torch.ones(1)}, tmp_path / "f.safetensors"
+    )
 
     def codes(dtype):
-        facts = {name: TensorFacts(dtype=dtype, shape=(1,)) for name in ("weight", "bias")}
-        kinds = (Kind(class_name="Linear", tensors=facts),)
-        target = Architecture(modules={"": 0}, kinds=kinds)
-        fit = Fit(view=view, part="model", state=choose(view), names={}, target=target)
-        return {f.code for f in examine(read_weights(view, fit=fit)[0], "f")}
+        model = nn.Linear(2, 1, dtype=dtype)
+        return {
+            f.code
+            for f in holdtrue.diagnose(tmp_path / "f.safetensors", deep=True, model=model).errors
+        }
 
-    assert codes("float32") == codes("bfloat16") == set()
-    assert codes("float16") == {"values-out-of-range"}
-    assert codes("int8") == {"values-out-of-range"}
+    assert codes(torch.float32) == codes(torch.bfloat16) == set()
+    assert codes(torch.float16) == {"values-out-of-range"}
 
 
 def test_damage_on_the_way_is_told(tmp_path):

@@ -1,12 +1,12 @@
 """Reads the values of all tensors of a view, each stretch of bytes once, and sums them up."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextvars import copy_context
 from threading import Lock
 
 from holdtrue.doctor.statistics import Statistics, summarise
-from holdtrue.doctor.subjects import Fit, Weights
+from holdtrue.doctor.subjects import Weights
 from holdtrue.errors import HoldtrueError
 from holdtrue.findings import Finding
 from holdtrue.formats.pickle_tensors import is_storage
@@ -21,17 +21,20 @@ _Place = tuple[object, ...]
 
 
 def read_weights(
-    view: View, progress: Progress | None = None, fit: Fit | None = None
+    view: View, progress: Progress | None = None, wanted: Mapping[str, str] | None = None
 ) -> tuple[Weights, list[Finding]]:
-    """The statistics of a view's tensors, and what went wrong while they were read."""
+    """The statistics of a view's tensors, and what went wrong while they were read.
+
+    `wanted` are the dtypes of the live tensors that they are meant for, by path.
+    """
     named = dict(_readable(view))
     distinct = {_place(tensor): tensor for tensor in named.values()}
     refused = _check_expansion(view, distinct)
     if refused is not None:
-        return Weights(view=view, statistics={}, fit=fit), [refused]
+        return Weights(view=view, statistics={}), [refused]
     summed, findings = _summarise(distinct, progress)
     statistics = {path: s for path, t in named.items() if (s := summed.get(_place(t))) is not None}
-    return Weights(view=view, statistics=statistics, fit=fit), findings
+    return Weights(view=view, statistics=statistics, wanted=wanted or {}), findings
 
 
 def _readable(view: View) -> Iterator[tuple[str, LazyTensor]]:

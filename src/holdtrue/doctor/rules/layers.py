@@ -13,7 +13,7 @@ from holdtrue.doctor.tensor_roles import (
 )
 from holdtrue.findings import Finding
 
-_UPDATE_BN = "torch.optim.swa_utils.update_bn(loader, model)"
+_UPDATE_BN = "let them see the training data again: torch.optim.swa_utils.update_bn(loader, model)"
 # The factors of adapters that start at zero.
 _SECOND_FACTORS = frozenset({"lora_B", "lora_up", "lora_embedding_B", "hada_w2_a", "lokr_w2_b"})
 _PADDING = 1  # rows of zeros that an embedding has for its padding token
@@ -35,9 +35,7 @@ def negative_variance(weights: Weights) -> Iterator[Finding]:
             + "s" * (len(bad) > 1),
             why="in eval mode the layer divides by its root, which is NaN; no training makes it "
             "negative, but averaging, subtracting or quantising states does, and damage",
-            fix="let the layers see the training data again in train mode, or take the statistics "
-            "from another checkpoint",
-            command=_UPDATE_BN,
+            fix=f"{_UPDATE_BN}; or take the statistics from another checkpoint",
         )
 
 
@@ -55,8 +53,7 @@ def zero_variance(weights: Weights) -> Iterator[Finding]:
                 + "s" * (len(some) > 1),
                 why="in eval mode the layer multiplies by 1/√eps, about 300: its input was "
                 "constant in training (a dead channel), or the statistics were zeroed",
-                fix="let the layers see the training data again in train mode",
-                command=_UPDATE_BN,
+                fix=_UPDATE_BN,
                 confidence="likely",
             )
 
@@ -76,8 +73,7 @@ def fresh_statistics(weights: Weights) -> Iterator[Finding]:
             why="their weights were trained, but mean 0 and variance 1 are what they start with: "
             "the statistics were not carried along, or the layers only ran in eval mode; "
             "in eval mode they normalise by numbers that have nothing to do with the data",
-            fix="let the layers see the training data again in train mode",
-            command=_UPDATE_BN,
+            fix=_UPDATE_BN,
             confidence="likely",
         )
 

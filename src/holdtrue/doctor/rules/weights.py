@@ -200,7 +200,7 @@ def denormals(weights: Weights) -> Iterator[Finding]:
 
 def beyond_half(weights: Weights) -> Iterator[Finding]:
     """Values that float16 cannot hold, where no model says that it is wanted."""
-    if weights.fit is not None:
+    if weights.wanted:
         return
     wide = [
         n
