@@ -7,7 +7,7 @@ import pytest
 
 from holdtrue.doctor import explain, rules
 
-_FAMILIES = ("weights", "layers", "moments", "copies", "range_of_target")
+_FAMILIES = ("weights", "zeros", "layers", "moments", "copies", "range_of_target")
 _TEXT = "".join((Path(rules.__path__[0]) / f"{name}.py").read_text() for name in _FAMILIES)
 CODES = sorted(
     {c for line in re.findall(r"code=(.*)", _TEXT) for c in re.findall(r'"(.*?)"', line)}

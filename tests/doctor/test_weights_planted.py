@@ -208,6 +208,37 @@ def test_a_lost_page_of_the_file(tmp_path, pages):
     assert "pages" in diagnosed(path)["zeros-in-weights"].why
 
 
+def test_a_lost_page_that_spans_small_tensors(tmp_path):
+    torch.manual_seed(0)
+    path = tmp_path / "f.safetensors"
+    save_file({f"{i:02}.weight": torch.randn(30, 25) for i in range(20)}, path)
+    data = bytearray(path.read_bytes())
+    data[8192:16384] = bytes(8192)
+    path.write_bytes(data)
+    assert diagnosed(path)["zeros-in-weights"].count == 2
+    assert "weights-all-zero" in diagnosed(path)
+
+
+def test_rows_of_zeros_are_a_note(tmp_path):
+    torch.manual_seed(0)
+    weight = torch.randn(60, 33)
+    weight[30:] = 0
+    save_file({"fc.weight": weight}, tmp_path / "f.safetensors")
+    assert diagnosed(tmp_path / "f.safetensors")["zeros-in-weights"].severity == "note"
+
+
+def test_infinity_in_a_weight_is_no_mask(tmp_path):
+    name = "block.relative_attention_bias.weight"
+    save_file({name: torch.tensor([[1.0, -torch.inf], [2, 3]])}, tmp_path / "f.safetensors")
+    assert "weights-not-finite" in diagnosed(tmp_path / "f.safetensors")
+
+
+def test_a_name_that_only_contains_ema(tmp_path):
+    states = {"semantic": {"a": torch.ones(2), "b": torch.ones(3)}}
+    states["other"] = copy.deepcopy(states["semantic"])
+    assert "average-equals-raw" not in planted(tmp_path, states)
+
+
 def test_pruned_weights_are_no_damage(tmp_path):
     torch.manual_seed(0)
     weight = torch.randn(300, 100)

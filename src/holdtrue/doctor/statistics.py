@@ -12,6 +12,7 @@ from holdtrue.doctor.zero_runs import ZeroRuns
 from holdtrue.formats.tensor_bytes import Bytes, element_bytes
 from holdtrue.formats.view import LazyTensor
 
+_RUN = 64  # zeros in a row that are worth a word
 _STEP = 1 << 16  # elements reckoned with at once: they and their flags stay in the cache
 
 # The smallest normal number. Below it digits are lost, and many processors are slow.
@@ -56,7 +57,7 @@ class Statistics(Struct, frozen=True, kw_only=True):
     rms: float | None = None  # root of the mean square
     first_bad: tuple[int, ...] | None = None  # index of the first NaN or infinity
     rows: Rows | None = None  # of floating matrices whose rows fit a block
-    zero_runs: tuple[tuple[int, int], ...] = ()  # first element and length, of 4096 bytes or more
+    zero_runs: tuple[tuple[int, int], ...] = ()  # first element and length, of 64 or more
     digest: str = ""  # xxh3-128 of the bytes in C order
 
     @property
@@ -97,7 +98,7 @@ def summarise(tensor: LazyTensor, progress: Progress | None = None) -> Statistic
         shape=tensor.shape,
         normal=_NORMAL.get(kind, 0.0),
         columns=tensor.shape[1] if matrix else 0,
-        runs=ZeroRuns(max(1, 4096 // width)) if is_float else None,
+        runs=ZeroRuns(_RUN) if is_float else None,
     )
     step = (_STEP // tally.columns * tally.columns if matrix else _STEP) * width
     with np.errstate(all="ignore"):  # overflow and NaN are what is looked for

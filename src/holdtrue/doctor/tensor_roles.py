@@ -18,10 +18,10 @@ _INNER = frozenset({"_modules", "_parameters", "_buffers"})
 # What optimizers call the state of a parameter, where a flat file does not say more.
 _MOMENTS = frozenset({"exp_avg", "exp_avg_sq", "max_exp_avg_sq", "momentum_buffer", "square_avg",
                       "acc_delta", "grad_avg", "exp_inf"})  # fmt: skip
-_WEIGHT = re.compile(r"(^|_)(weight|kernel)s?($|_)|(^|_)(w|v)$|embedding$|original\d?$")
+_WEIGHT = re.compile(r"(^|_)(weight|kernel)s?($|_)|(^|_)[wWv]$|embedding$|original\d?$")
 _TABLE = re.compile(r"emb|wte|wpe|vocab|lm_head|token|lookup|codebook")
 _MASK = re.compile(r"mask|causal|tril|triu|alibi|attn_bias|attention_bias|relative|slopes|penalt")
-_UNSET = re.compile(r"min_val|max_val|best|lowest|highest|min|max")  # infinite until first set
+_UNSET = re.compile(r"(^|_)(min|max|best|lowest|highest)(_|$)")  # infinite until first set
 
 
 class Named(Struct, frozen=True, kw_only=True):
@@ -85,16 +85,14 @@ def optimizer_paths(view: View) -> dict[str, dict[object, object]]:
 def infinity_is_meant(named: Named) -> bool:
     """Masks hold -inf beside one value; bounds that were never set are infinite."""
     held = named.statistics
-    if held.nan:
+    if held.nan or named.is_weight:
         return False
-    if _UNSET.search(named.leaf) or (held.elements == 1 and not named.is_weight):
+    if _UNSET.search(named.leaf) or held.elements == 1:
         return True
     if held.plus_infinite or len(named.tensor.shape) < 2:
         return False
     plain = held.finite == 0 or held.low == held.high
-    return bool(_MASK.search(".".join((*named.owner[-1:], named.leaf)))) or (
-        plain and not named.is_weight
-    )
+    return plain or bool(_MASK.search(".".join((*named.owner[-1:], named.leaf))))
 
 
 def is_mask(named: Named) -> bool:

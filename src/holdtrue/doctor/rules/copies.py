@@ -1,5 +1,6 @@
 """Two states of one model in one file: are they two at all?"""
 
+import re
 from collections.abc import Iterator
 from itertools import combinations
 
@@ -9,8 +10,8 @@ from holdtrue.doctor.tensor_roles import finding
 from holdtrue.findings import Finding
 from holdtrue.formats.view import LazyTensor
 
-_AVERAGED = ("ema", "averaged", "swa", "shadow", "teacher", "target")
-_BEST = ("best",)
+_AVERAGED = re.compile(r"(^|[^a-z])(ema|averaged?|swa|shadow|teacher|target)([^a-z]|$)")
+_BEST = re.compile(r"(^|[^a-z])best([^a-z]|$)")
 
 
 def equal_states(weights: Weights) -> Iterator[Finding]:
@@ -47,8 +48,8 @@ def _is_special(state: StateDict) -> bool:
     return _named(state, _AVERAGED) or _named(state, _BEST)
 
 
-def _named(state: StateDict, words: tuple[str, ...]) -> bool:
-    return any(word in state.path.lower() for word in words)
+def _named(state: StateDict, words: re.Pattern[str]) -> bool:
+    return bool(words.search(state.path.lower()))
 
 
 def _by_name(state: StateDict) -> dict[str, LazyTensor]:

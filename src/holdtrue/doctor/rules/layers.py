@@ -16,6 +16,7 @@ from holdtrue.findings import Finding
 _UPDATE_BN = "let them see the training data again: torch.optim.swa_utils.update_bn(loader, model)"
 # The factors of adapters that start at zero.
 _SECOND_FACTORS = frozenset({"lora_B", "lora_up", "lora_embedding_B", "hada_w2_a", "lokr_w2_b"})
+_NEAR_ONE = 0.1  # the mean of scales that are drawn about 1
 _PADDING = 1  # rows of zeros that an embedding has for its padding token
 
 
@@ -152,10 +153,14 @@ def _has_fresh_statistics(layer: dict[str, Named]) -> bool:
 
 
 def _is_trained(layer: dict[str, Named]) -> bool:
-    """Whether its own weight and bias have left 1 and 0."""
-    weight, bias = layer.get("weight"), layer.get("bias")
-    moved = weight is not None and not weight.statistics.constant
-    return moved or (bias is not None and not bias.statistics.constant)
+    """Whether its own weight and bias have left what they start from: 1, or near it, and 0."""
+    weight, bias, seen = (layer.get(leaf) for leaf in ("weight", "bias", "num_batches_tracked"))
+    if bias is not None and not bias.statistics.constant:
+        return True
+    if weight is None or weight.statistics.constant:
+        return False
+    counted = seen is None or not seen.statistics.all_zero
+    return counted or abs((weight.statistics.mean or 0) - 1) > _NEAR_ONE
 
 
 def _factor(named: Named) -> str:

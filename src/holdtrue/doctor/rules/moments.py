@@ -56,7 +56,11 @@ def negative_squares(weights: Weights) -> Iterator[Finding]:
 
 def exploded(weights: Weights) -> Iterator[Finding]:
     """Moments of a size that only exploding gradients give."""
-    bad = [n for n in moments_in(weights) if n.leaf != "step" and n.statistics.largest > _EXPLODED]
+    bad = [
+        n
+        for n in moments_in(weights)
+        if n.floating and n.leaf != "step" and n.statistics.largest > _EXPLODED
+    ]
     if bad:
         yield _of_moments(
             weights,
