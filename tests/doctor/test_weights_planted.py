@@ -215,7 +215,7 @@ def test_a_lost_page_that_spans_small_tensors(tmp_path):
     data = bytearray(path.read_bytes())
     data[8192:16384] = bytes(8192)
     path.write_bytes(data)
-    assert diagnosed(path)["zeros-in-weights"].count == 2
+    assert diagnosed(path)["zeros-in-weights"].severity == "warning"
     assert "weights-all-zero" in diagnosed(path)
 
 
