@@ -8,6 +8,8 @@ from typing import Any
 from holdtrue.checkpoint import Checkpoint
 from holdtrue.checkpoint import open as open_checkpoint
 from holdtrue.doctor.examining import examine
+from holdtrue.doctor.subjects import Resuming, Training
+from holdtrue.doctor.training_state import saved_training
 from holdtrue.errors import HoldtrueError
 from holdtrue.findings import Finding, Report, report
 
@@ -37,7 +39,7 @@ def diagnose(
         if any(f.code in _OUT_OF_REACH for f in error.report.findings):
             raise
         return report(str(place), error.report.findings, ["everything else: it cannot be opened"])
-    findings = _about_file(checkpoint)
+    findings = [*_about_file(checkpoint), *_about_training(checkpoint, targets)]
     return report(str(checkpoint.path), findings, _not_checked(deep, targets))
 
 
@@ -49,3 +51,16 @@ def _about_file(checkpoint: Checkpoint) -> list[Finding]:
 def _not_checked(deep: bool, targets: dict[str, Any]) -> list[str]:
     left = [] if deep else ["tensor values (--deep)"]
     return left if targets else [*left, "whether it fits a model (--model)"]
+
+
+def _about_training(checkpoint: Checkpoint, targets: dict[str, Any]) -> list[Finding]:
+    """What a resume from the file would lack, alone and beside the live objects."""
+    view = checkpoint.view
+    saved = saved_training(view)
+    findings = examine(Training(view=view, saved=saved), view.path)
+    if targets and checkpoint.manifest is None:
+        from holdtrue.capture.live_training import live_training
+
+        live = live_training(targets)
+        findings += examine(Resuming(view=view, saved=saved, live=live), view.path)
+    return findings

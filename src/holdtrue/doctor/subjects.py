@@ -8,7 +8,9 @@ from typing import Any
 
 from msgspec import Struct
 
+from holdtrue.doctor.live_training import LiveTraining
 from holdtrue.doctor.state_dicts import StateDict
+from holdtrue.doctor.training_state import SavedTraining
 from holdtrue.formats.view import View
 from holdtrue.records.architecture import Architecture
 
@@ -28,3 +30,18 @@ class Weights(Struct, frozen=True, kw_only=True, eq=False):
 
     view: View
     statistics: Mapping[str, Any]
+
+
+class Training(Struct, frozen=True, kw_only=True, eq=False):
+    """What a file keeps of a training."""
+
+    view: View
+    saved: SavedTraining
+
+
+class Resuming(Struct, frozen=True, kw_only=True, eq=False):
+    """What a file keeps of a training beside the live objects that are to go on from it."""
+
+    view: View
+    saved: SavedTraining
+    live: LiveTraining
