@@ -19,6 +19,7 @@ from holdtrue.records.manifest import Part
 from holdtrue.records.parts import ModuleState
 from holdtrue.records.trust import class_name
 from holdtrue.restore.candidates import Candidate, Chosen, assign, memory, weigh
+from holdtrue.restore.foreign_training import training_parts
 from holdtrue.restore.plan import Choice, Plan, renamer
 
 
@@ -31,7 +32,12 @@ def foreign_targets(
     tensors: dict[str, LazyTensor] = {}
     findings = [_no_target(name) for name in source if name not in targets]
     weighed: dict[str, list[Candidate]] = {}
+    training, noted = training_parts(view, targets, tensors)
+    parts |= training
+    findings += noted
     for name, target in targets.items():
+        if name in training:
+            continue
         if not isinstance(target, nn.Module):
             findings.append(_by_hand(view, name, target))
         elif not found:

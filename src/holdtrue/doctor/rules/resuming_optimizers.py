@@ -4,13 +4,13 @@ from collections import Counter
 from collections.abc import Iterator
 
 from holdtrue.doctor.live_training import EXECUTION, LiveOptimizer
+from holdtrue.doctor.optimizer_classes import TORCH, akin, lacking_settings, same_kind
 from holdtrue.doctor.optimizer_match import Matched, alike, matched, plain_settings
 from holdtrue.doctor.subjects import Resuming
 from holdtrue.findings import Finding
 
 # What schedulers change all the time: a difference is the rule where there is one.
 _SCHEDULED = frozenset({"lr", "initial_lr", "max_lr", "min_lr", "max_momentum", "base_momentum"})
-_STATE_OF = {"Adam": "AdamW", "AdamW": "Adam"}  # classes that take each other's state
 
 
 def optimizer_absent(resuming: Resuming) -> Iterator[Finding]:
@@ -42,52 +42,31 @@ def other_class(resuming: Resuming) -> Iterator[Finding]:
     """State that another class of optimizer wrote."""
     for match in matched(resuming.saved, resuming.live):
         here = match.live.class_name.rpartition(".")[2]
-        lacking = _lacking(match)
-        if not lacking and _fits_class(match.saved.class_name, here):
+        lacking = lacking_settings(match)
+        if same_kind(match):
             continue
-        akin = _STATE_OF.get(here) == match.saved.class_name
+        near = akin(match)
         yield Finding(
             code="class-changed",
-            severity="warning" if akin and not lacking else "error",
+            severity="warning" if near else "error",
             where=f"{resuming.view.path}: {match.saved.path or 'the top'}",
             what="this optimizer is of another class than the saved one",
             why="load_state_dict takes its settings, and with them how weight decay is done: the "
             "optimizer here becomes the saved one"
-            if akin and not lacking
+            if near
             else "load_state_dict takes it all the same, and the next step stops for want of "
             f"{', '.join(lacking[:4]) or 'its moments'}, or goes on with the wrong moments",
             fix=f"build the optimizer that was saved: {match.saved.class_name}",
             command=_class_command(match),
             saved=match.saved.class_name,
             expected=here,
-            confidence="certain" if lacking or akin else "likely",
+            confidence="certain" if lacking or near else "likely",
         )
-
-
-def _lacking(match: Matched) -> list[str]:
-    """Settings that the class here cannot do without, and the file does not have."""
-    saved = {key for group in match.saved.groups for key in group.settings}
-    # What newer versions of torch added is filled in by the class itself.
-    newer = EXECUTION | {"maximize", "decoupled_weight_decay", "amsgrad"}
-    return sorted(match.live.defaults - saved - newer)
-
-
-def _fits_class(saved: str, here: str) -> bool:
-    known = saved[:1].isupper() and " or " not in saved and "-" not in saved
-    if saved == "Adam or AdamW":
-        return here not in ("SGD", "RMSprop", "Adagrad", "Adadelta", "LBFGS")
-    return saved == here or not known or here not in _TORCH
-
-
-_TORCH = frozenset({
-    "Adam", "AdamW", "SGD", "RMSprop", "Adagrad", "Adadelta", "Adamax", "NAdam", "RAdam", "ASGD",
-    "Rprop", "LBFGS", "SparseAdam", "Adafactor", "Muon",
-})  # fmt: skip
 
 
 def _class_command(match: Matched) -> str:
     name = match.saved.class_name.partition(" ")[0]
-    if name not in _TORCH:
+    if name not in TORCH:
         return ""
     settings = match.saved.groups[0].settings
     rate = settings.get("initial_lr", settings.get("lr"))
@@ -230,8 +209,7 @@ def _shapes(resuming: Resuming, match: Matched, places: list[str]) -> Finding:
 def settings_from_file(resuming: Resuming) -> Iterator[Finding]:
     """Hyper-parameters of the code that load_state_dict replaces by those of the file."""
     for match in matched(resuming.saved, resuming.live):
-        here = match.live.class_name.rpartition(".")[2]
-        if _lacking(match) or not _fits_class(match.saved.class_name, here):
+        if not same_kind(match):
             continue
         scheduled = bool(resuming.saved.schedulers or resuming.live.schedulers)
         places: list[str] = []
