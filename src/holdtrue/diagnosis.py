@@ -9,9 +9,11 @@ from holdtrue.checkpoint import Checkpoint
 from holdtrue.checkpoint import open as open_checkpoint
 from holdtrue.doctor.examining import examine
 from holdtrue.doctor.subjects import Resuming, Training
+from holdtrue.doctor.training_folder import FORMAT, training_folder
 from holdtrue.doctor.training_state import saved_training
 from holdtrue.errors import HoldtrueError
 from holdtrue.findings import Finding, Report, report
+from holdtrue.records.trust import Trust
 
 # With these there is nothing at the path to be diagnosed.
 _OUT_OF_REACH = frozenset({"path-missing", "permission-denied", "path-unreadable", "special-file"})
@@ -34,13 +36,25 @@ def diagnose(
     """
     place = Path(path)
     try:
-        checkpoint = open_checkpoint(path)
+        checkpoint = _opened(path)
     except HoldtrueError as error:
         if any(f.code in _OUT_OF_REACH for f in error.report.findings):
             raise
         return report(str(place), error.report.findings, ["everything else: it cannot be opened"])
-    findings = [*_about_file(checkpoint), *_about_training(checkpoint, targets)]
+    findings = [*_about_file(checkpoint), *_about_training(place, checkpoint, targets)]
     return report(str(checkpoint.path), findings, _not_checked(deep, targets))
+
+
+def _opened(path: str | os.PathLike[str]) -> Checkpoint:
+    """The checkpoint, also where a trainer keeps it as several files of a folder."""
+    try:
+        return open_checkpoint(path)
+    except HoldtrueError as error:
+        unknown = any(f.code == "directory-unknown" for f in error.report.findings)
+        view = training_folder(str(path)) if unknown else None
+        if view is None:
+            raise
+        return Checkpoint(Path(path), view, Trust(), None)
 
 
 def _about_file(checkpoint: Checkpoint) -> list[Finding]:
@@ -53,9 +67,11 @@ def _not_checked(deep: bool, targets: dict[str, Any]) -> list[str]:
     return left if targets else [*left, "whether it fits a model (--model)"]
 
 
-def _about_training(checkpoint: Checkpoint, targets: dict[str, Any]) -> list[Finding]:
+def _about_training(place: Path, checkpoint: Checkpoint, targets: dict[str, Any]) -> list[Finding]:
     """What a resume from the file would lack, alone and beside the live objects."""
     view = checkpoint.view
+    if checkpoint.manifest is None and view.format != FORMAT and place.is_dir():
+        view = training_folder(str(place), view) or view
     saved = saved_training(view)
     findings = examine(Training(view=view, saved=saved), view.path)
     if targets and checkpoint.manifest is None:

@@ -13,7 +13,7 @@ def resume_completeness(training: Training) -> Iterator[Finding]:
     saved = training.saved
     if not saved.is_training:
         return
-    rows, lacking = completeness(saved)
+    rows, lacking = _completeness(saved)
     yield Finding(
         code="resume-completeness",
         severity="note",
@@ -30,7 +30,7 @@ def resume_completeness(training: Training) -> Iterator[Finding]:
     )
 
 
-def completeness(saved: SavedTraining) -> tuple[list[str], list[str]]:
+def _completeness(saved: SavedTraining) -> tuple[list[str], list[str]]:
     """The rows of the table, and the names of what is not there."""
     rows: list[str] = []
     lacking: list[str] = []

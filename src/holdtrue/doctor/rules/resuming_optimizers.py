@@ -7,6 +7,7 @@ from holdtrue.doctor.live_training import EXECUTION, LiveOptimizer
 from holdtrue.doctor.optimizer_classes import TORCH, akin, lacking_settings, same_kind
 from holdtrue.doctor.optimizer_match import Matched, alike, matched, plain_settings
 from holdtrue.doctor.subjects import Resuming
+from holdtrue.doctor.training_folder import FORMAT
 from holdtrue.findings import Finding
 
 # What schedulers change all the time: a difference is the rule where there is one.
@@ -206,6 +207,24 @@ def _shapes(resuming: Resuming, match: Matched, places: list[str]) -> Finding:
     )
 
 
+def by_name(resuming: Resuming) -> Iterator[Finding]:
+    """What can be restored as it stands, with the line that does it."""
+    for match in matched(resuming.saved, resuming.live):
+        saved, here = match.sizes
+        command = _restore(resuming, match)
+        if saved == here and not match.wrong_shapes and command and same_kind(match):
+            yield Finding(
+                code="optimizer-by-name",
+                severity="note",
+                where=f"{resuming.view.path}: {match.saved.path or 'the top'}",
+                what=f"{match.live.target!r} can be filled from this, parameter by parameter",
+                why="the file names them"
+                if match.told
+                else "the shapes of its moments are found, in order, in the model of the same file",
+                command=command,
+            )
+
+
 def settings_from_file(resuming: Resuming) -> Iterator[Finding]:
     """Hyper-parameters of the code that load_state_dict replaces by those of the file."""
     for match in matched(resuming.saved, resuming.live):
@@ -339,7 +358,7 @@ def _mappable(resuming: Resuming, match: Matched) -> bool:
 
 
 def _restore(resuming: Resuming, match: Matched, *allow: str) -> str:
-    if not _mappable(resuming, match):
+    if not _mappable(resuming, match) or resuming.view.format == FORMAT:
         return ""
     models = ", ".join(f"{m.target}={m.target}" for m in resuming.live.models)
     accepted = [code for code in allow if code]

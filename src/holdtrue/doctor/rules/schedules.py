@@ -14,7 +14,7 @@ def rates_differ(training: Training) -> Iterator[Finding]:
     optimizers, schedulers = training.saved.optimizers, training.saved.schedulers
     known = [s for s in schedulers if s.rates]
     for i, saved in enumerate(optimizers):
-        rates = saved_rates(saved)
+        rates = _saved_rates(saved)
         near = [s for s in known if rates is not None and len(s.rates or ()) == len(rates)]
         if len(optimizers) == len(known) > 1:
             near = [s for s in near if s is known[i]]
@@ -41,7 +41,7 @@ def rates_differ(training: Training) -> Iterator[Finding]:
         )
 
 
-def saved_rates(saved: SavedOptimizer) -> tuple[float, ...] | None:
+def _saved_rates(saved: SavedOptimizer) -> tuple[float, ...] | None:
     rates = [scalar(group.settings.get("lr")) for group in saved.groups]
     return None if None in rates else tuple(r for r in rates if r is not None)
 
