@@ -144,7 +144,10 @@ def _propose(request: Request, planned: Planned, fits: list[Fit]) -> Proposal | 
         }
         head = f"{fit.part}/" if several else ""
         if not request.choice.rename:
-            patterns = compress(changed, list(fit.standing.values()))
+            # What another layout uses up goes by any name.
+            used = {source for rewrite in fit.rewrites for source in rewrite.sources}
+            names = [n for n in fit.standing.values() if n in changed or n not in used]
+            patterns = compress(changed, names)
             rename |= {head + old: head + new for old, new in patterns.items()}
         codes |= {r.code for r in fit.rewrites}
         sure += [fit.confidence] if changed else []

@@ -114,6 +114,7 @@ def _ends(after: list[str]) -> Iterator[list[str]]:
         yield _starred(after)
         if len(after) > 1:
             yield [after[0], "*"]
+            yield [*_starred(after[:-1]), "*"]
             yield ["*", after[-1]]
 
 

@@ -42,17 +42,10 @@ def other_layouts(fit: Fit) -> Iterator[Finding]:
             fix=f'{fix}: allow=["{code}"]',
             command=fit.proposal.command if fit.proposal else "",
             confidence="likely" if all(r.sure for r in found) else "hint",
-            saved=", ".join(str(list(fit_shape(fit, s))) for s in found[0].sources[:3]),
+            saved=", ".join(str(list(_stored_shape(fit, s))) for s in found[0].sources[:3]),
             expected=", ".join(str(list(t.shape)) for t in list(found[0].made.values())[:3]),
             places=tuple(f"{fit.part}/{p}" for p in places) if len(places) > 1 else (),
         )
-
-
-def fit_shape(fit: Fit, name: str) -> tuple[int, ...]:
-    """The shape in the file of what restore calls so."""
-    known = {new: fit.state.names[old].shape for old, new in (*fit.standing.items(),
-                                                              *fit.names.items())}  # fmt: skip
-    return known.get(name, ())
 
 
 def shape_mismatch(fit: Fit) -> Iterator[Finding]:
@@ -80,6 +73,13 @@ def shape_mismatch(fit: Fit) -> Iterator[Finding]:
             expected=str(list(found[0].here.shape or ())),
             places=tuple(places) if len(places) > 1 else (),
         )
+
+
+def _stored_shape(fit: Fit, name: str) -> tuple[int, ...]:
+    """The shape in the file of what restore calls so."""
+    known = {new: fit.state.names[old].shape for old, new in (*fit.standing.items(),
+                                                              *fit.names.items())}  # fmt: skip
+    return known.get(name, ())
 
 
 def _last_matrix(fit: Fit) -> str:
