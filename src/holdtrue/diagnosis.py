@@ -2,17 +2,19 @@
 
 import os
 from collections.abc import Callable
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 from holdtrue.checkpoint import Checkpoint
 from holdtrue.checkpoint import open as open_checkpoint
 from holdtrue.doctor.examining import examine
-from holdtrue.doctor.subjects import Resuming, Training
+from holdtrue.doctor.subjects import Training
 from holdtrue.doctor.training_folder import FORMAT, training_folder
 from holdtrue.doctor.training_state import saved_training
-from holdtrue.errors import HoldtrueError
+from holdtrue.errors import HoldtrueError, torch_missing
 from holdtrue.findings import Finding, Report, report
+from holdtrue.formats.view import View
 from holdtrue.records.trust import Trust
 
 # With these there is nothing at the path to be diagnosed.
@@ -41,7 +43,9 @@ def diagnose(
         if any(f.code in _OUT_OF_REACH for f in error.report.findings):
             raise
         return report(str(place), error.report.findings, ["everything else: it cannot be opened"])
-    findings = [*_about_file(checkpoint), *_about_training(place, checkpoint, targets)]
+    findings = [*_about_file(checkpoint), *_about_training(place, checkpoint)]
+    if targets:
+        findings += _about_targets(checkpoint, os.fspath(path), targets)
     return report(str(checkpoint.path), findings, _not_checked(deep, targets))
 
 
@@ -62,21 +66,43 @@ def _about_file(checkpoint: Checkpoint) -> list[Finding]:
     return [*view.findings, *examine(view, view.path)]
 
 
+def _about_training(place: Path, checkpoint: Checkpoint) -> list[Finding]:
+    """What a resume from the file has, and what in it contradicts itself."""
+    view = _training_view(place, checkpoint)
+    return examine(Training(view=view, saved=saved_training(view)), view.path)
+
+
+def _training_view(place: Path, checkpoint: Checkpoint) -> View:
+    """The view, with the files that a trainer puts beside the weights."""
+    view = checkpoint.view
+    if checkpoint.manifest is None and view.format != FORMAT and place.is_dir():
+        return training_folder(str(place), view) or view
+    return view
+
+
+def _about_targets(checkpoint: Checkpoint, given: str, targets: dict[str, Any]) -> list[Finding]:
+    """What a restore into them would find. Imported here: without targets torch is not needed."""
+    if find_spec("torch") is None:
+        raise torch_missing("comparing with a model")
+    from holdtrue.restore.comparing import compare, compare_training, is_module_target, live_targets
+    from holdtrue.restore.request import Request
+    from holdtrue.restore.training_factories import made_training
+
+    models = {name: target for name, target in targets.items() if is_module_target(name, target)}
+    live, findings = live_targets(models)
+    others, more = made_training({n: t for n, t in targets.items() if n not in models}, live)
+    view, manifest = checkpoint.view, checkpoint.manifest
+    # Our own checkpoints know every part by name; of other files rules of their own say the rest.
+    asked = live if manifest is None else live | others
+    findings += more
+    if asked:
+        findings += compare(Request(view=view, manifest=manifest, targets=asked, given=given))
+    if manifest is None and (live or others):
+        whole = _training_view(Path(given), checkpoint)
+        findings += compare_training(whole, live | others)
+    return findings
+
+
 def _not_checked(deep: bool, targets: dict[str, Any]) -> list[str]:
     left = [] if deep else ["tensor values (--deep)"]
     return left if targets else [*left, "whether it fits a model (--model)"]
-
-
-def _about_training(place: Path, checkpoint: Checkpoint, targets: dict[str, Any]) -> list[Finding]:
-    """What a resume from the file would lack, alone and beside the live objects."""
-    view = checkpoint.view
-    if checkpoint.manifest is None and view.format != FORMAT and place.is_dir():
-        view = training_folder(str(place), view) or view
-    saved = saved_training(view)
-    findings = examine(Training(view=view, saved=saved), view.path)
-    if targets and checkpoint.manifest is None:
-        from holdtrue.capture.live_training import live_training
-
-        live = live_training(targets)
-        findings += examine(Resuming(view=view, saved=saved, live=live), view.path)
-    return findings

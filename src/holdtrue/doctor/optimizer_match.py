@@ -53,9 +53,7 @@ def pair(targets: Sequence[str], paths: Sequence[str]) -> dict[str, int]:
                     found[target] = near[0]
                     left.remove(near[0])
     rest = [target for target in targets if target not in found]
-    if len(rest) <= len(left):
-        found |= dict(zip(rest, left, strict=False))
-    return found
+    return found | dict(zip(rest, left, strict=False))
 
 
 def _same_name(target: str, path: str) -> bool:
