@@ -99,7 +99,7 @@ def _about_targets(checkpoint: Checkpoint, given: str, targets: dict[str, Any]) 
         findings += compare(Request(view=view, manifest=manifest, targets=asked, given=given))
     if manifest is None and (live or others):
         whole = _training_view(Path(given), checkpoint)
-        findings += compare_training(whole, live | others)
+        findings += compare_training(whole, live | others, given)
     return findings
 
 

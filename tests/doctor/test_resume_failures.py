@@ -343,3 +343,41 @@ def test_a_model_on_meta_is_compared_as_well(tmp_path):
         model = Net(9)
     report = holdtrue.diagnose(path, optimizer=OPTIMIZERS["adamw"](model.parameters()))
     assert "optimizer-shapes" in codes(report)
+
+
+def test_a_head_of_another_size_keeps_the_other_moments(tmp_path):
+    path, *_ = training(tmp_path)
+    model = Net(9)
+    optimizer = OPTIMIZERS["adamw"](model.parameters())
+    finding = found(holdtrue.diagnose(path, model=model, optimizer=optimizer), "optimizer-shapes")
+    mend(finding, model=model, optimizer=optimizer)
+    kept = torch.load(path)["optimizer"]["state"]
+    assert torch.equal(optimizer.state[model.stem.weight]["exp_avg"], kept[0]["exp_avg"])
+    assert model.head.weight not in optimizer.state
+    train(model, optimizer, steps=1)
+
+
+def test_a_layer_that_came_in_starts_fresh(tmp_path):
+    path, *_ = training(tmp_path)
+    model = Net()
+    model.extra = nn.Linear(3, 3)
+    optimizer = OPTIMIZERS["adamw"](model.parameters())
+    finding = found(
+        holdtrue.diagnose(path, model=model, optimizer=optimizer), "optimizer-params-missing"
+    )
+    assert "extra came in" in finding.what
+    mend(finding, model=model, optimizer=optimizer)
+    kept = torch.load(path)["optimizer"]["state"]
+    assert torch.equal(optimizer.state[model.head.bias]["exp_avg"], kept[7]["exp_avg"])
+    assert model.extra.weight not in optimizer.state
+
+
+def test_a_scheduler_built_after_the_optimizer_was_loaded(tmp_path):
+    path, *_ = training(tmp_path, schedule="linear")
+    model = Net()
+    optimizer = OPTIMIZERS["adamw"](model.parameters())
+    optimizer.load_state_dict(torch.load(path)["optimizer"])
+    scheduler = SCHEDULERS["linear"](optimizer)
+    report = holdtrue.diagnose(path, model=model, optimizer=optimizer, scheduler=scheduler)
+    mend(found(report, "learning-rate-differs"), optimizer=optimizer)
+    assert optimizer.param_groups[0]["lr"] == torch.load(path)["scheduler"]["_last_lr"][0]

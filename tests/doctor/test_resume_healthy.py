@@ -182,3 +182,21 @@ def test_the_live_objects_stay_as_they_are(tmp_path):
     for number, state in optimizer.state_dict()["state"].items():
         assert all(torch.equal(v, after["state"][number][k]) for k, v in state.items())
         assert not torch.equal(state["exp_avg"], before["state"][number]["exp_avg"])
+
+
+@pytest.mark.parametrize("name", ["sgd", "adamw"])
+def test_momentum_that_cycles(tmp_path, name):
+    def cyclic(optimizer):
+        return torch.optim.lr_scheduler.CyclicLR(optimizer, 1e-4, 1e-2, step_size_up=6)
+
+    model = Net()
+    optimizer = OPTIMIZERS[name](model.parameters())
+    scheduler = cyclic(optimizer)
+    train(model, optimizer, scheduler)
+    path = saved(tmp_path / "f.pt", model, optimizer, scheduler)
+    fresh = Net()
+    other = OPTIMIZERS[name](fresh.parameters())
+    report = holdtrue.diagnose(path, model=fresh, optimizer=other, scheduler=cyclic(other))
+    assert loud(report) == []
+    again = OPTIMIZERS[name](fresh.parameters())
+    assert loud(holdtrue.diagnose(path, model=fresh, optimizer=again)) == []

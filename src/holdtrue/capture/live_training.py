@@ -98,6 +98,7 @@ def _live(
         groups=tuple(_group(group, names) for group in optimizer.param_groups),
         defaults=frozenset(map(str, getattr(optimizer, "defaults", {}))),
         call=_call(optimizer),
+        step=_step(optimizer),
         shares=tuple(
             name
             for name, other in all_of.items()
@@ -134,6 +135,13 @@ def _memory(optimizer: Optimizer) -> set[int]:
         for value in state.values()
         if isinstance(value, Tensor) and value.numel() and value.device.type != "meta"
     } - {0}
+
+
+def _step(optimizer: Optimizer) -> float | None:
+    """The most steps that a parameter took; None where it does not count them."""
+    states = [s for s in optimizer.state.values() if isinstance(s, dict)]
+    counts = [_plain(state["step"]) for state in states if "step" in state]
+    return max((float(c) for c in counts if isinstance(c, int | float)), default=None)
 
 
 def _call(optimizer: Optimizer) -> str:

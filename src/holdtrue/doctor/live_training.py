@@ -33,6 +33,7 @@ class LiveOptimizer(Struct, frozen=True, kw_only=True, eq=False):
     groups: tuple[LiveGroup, ...]
     defaults: frozenset[str]  # names of the settings that its class needs
     call: str  # Python that makes one like it: "torch.optim.AdamW({}, lr=0.001)"; "" if unknown
+    step: float | None = None  # that it has made
     shares: tuple[str, ...] = ()  # other optimizers here whose state is the same memory
 
     @property

@@ -15,6 +15,7 @@ from holdtrue.formats.view import View
 from holdtrue.restore.factories import module_of
 from holdtrue.restore.fitting import gather, together
 from holdtrue.restore.request import Request, plan_request
+from holdtrue.restore.trying import tried
 
 
 def live_targets(targets: Mapping[str, Any]) -> tuple[dict[str, Any], list[Finding]]:
@@ -44,10 +45,12 @@ def compare(request: Request) -> list[Finding]:
     return found
 
 
-def compare_training(view: View, targets: Mapping[str, Any]) -> list[Finding]:
+def compare_training(view: View, targets: Mapping[str, Any], given: str) -> list[Finding]:
     """What a file of another format keeps of a training, beside the objects that are to go on."""
     live = live_training(targets)
-    return examine(Resuming(view=view, saved=saved_training(view), live=live), view.path)
+    found = examine(Resuming(view=view, saved=saved_training(view), live=live), view.path)
+    request = Request(view=view, manifest=None, targets=targets, given=given)
+    return [tried(finding, request) for finding in found]
 
 
 def is_module_target(name: str, given: Any) -> bool:

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from holdtrue.doctor.live_training import EXECUTION, LiveOptimizer
 from holdtrue.doctor.optimizer_classes import TORCH, akin, lacking_settings, same_kind
 from holdtrue.doctor.optimizer_match import Matched, alike, matched, plain_settings
+from holdtrue.doctor.optimizer_states import scalar
 from holdtrue.doctor.subjects import Resuming
 from holdtrue.doctor.training_folder import FORMAT
 from holdtrue.findings import Finding
@@ -202,8 +203,9 @@ def _shapes(resuming: Resuming, match: Matched, places: list[str]) -> Finding:
         "moments",
         why="load_state_dict does not look at shapes; the next step stops: the size of tensor a "
         "must match the size of tensor b",
-        fix="build the model with the saved sizes, or start this optimizer fresh; "
-        "no state of another shape can be used",
+        fix="build the model with the saved sizes, or let these parameters start fresh, with the "
+        "values and without the moments of the file",
+        command=_restore(resuming, match, "shape-mismatch"),
     )
 
 
@@ -266,12 +268,48 @@ def _overridden(
             continue
         if plain_settings(new) and not alike(saved[key], new):
             yield key, new
+    if "initial_lr" not in live and (cycled or "max_lr" in saved):
+        return  # without its scheduler here, the rate that the code gave is not known
     # The rate that the code gave: a scheduler moves `lr`, and keeps that one beside it.
     key = "initial_lr" if "initial_lr" in saved else "lr"
     new = live.get("initial_lr", live.get("lr")) if key == "initial_lr" else live.get("lr")
     moved = key == "lr" and scheduled
     if not moved and plain_settings(saved.get(key)) and not alike(saved.get(key), new):
         yield "lr" if key == "lr" or "initial_lr" not in live else key, new
+
+
+def rate_moved(resuming: Resuming) -> Iterator[Finding]:
+    """An optimizer that has gone on from this file already, and has another rate since."""
+    for match in matched(resuming.saved, resuming.live):
+        if match.live.step is None or match.live.step != match.saved.step or not match.live.step:
+            continue
+        pairs = zip(match.saved.groups, match.live.groups, strict=False)
+        rates = [(scalar(s.settings.get("lr")), scalar(h.settings.get("lr"))) for s, h in pairs]
+        moved = [
+            (i, a, b)
+            for i, (a, b) in enumerate(rates)
+            if a is not None and b is not None and abs(a - b) > 1e-6 * max(abs(a), abs(b))
+        ]
+        if not moved:
+            continue
+        places = [
+            f"{match.live.target}.param_groups[{i}].lr: saved {a!r}, here {b!r}"
+            for i, a, b in moved
+        ]
+        calls = [f'{match.live.target}.param_groups[{i}]["lr"] = {a!r}' for i, a, _ in moved]
+        yield Finding(
+            code="learning-rate-differs",
+            severity="warning",
+            where=places[0],
+            places=tuple(places) if len(places) > 1 else (),
+            what=f"{match.live.target!r} is at the step of the file, and has another learning rate",
+            why="a scheduler that is built after the optimizer was loaded sets the first rate of "
+            "its schedule again; its own load_state_dict does not take that back",
+            fix="build the scheduler first, then load the optimizer and the scheduler; or set the "
+            "rate of the file again",
+            command="; ".join(calls),
+            confidence="likely",
+        )
 
 
 def execution(resuming: Resuming) -> Iterator[Finding]:
