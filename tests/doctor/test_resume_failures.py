@@ -381,3 +381,18 @@ def test_a_scheduler_built_after_the_optimizer_was_loaded(tmp_path):
     report = holdtrue.diagnose(path, model=model, optimizer=optimizer, scheduler=scheduler)
     mend(found(report, "learning-rate-differs"), optimizer=optimizer)
     assert optimizer.param_groups[0]["lr"] == torch.load(path)["scheduler"]["_last_lr"][0]
+
+
+def test_an_optimizer_that_never_stepped(tmp_path):
+    path, *_ = training(tmp_path, schedule="step")
+    fresh = OPTIMIZERS["adamw"](Net().parameters())
+    rewrite(path, lambda s: s["optimizer"].update(state=fresh.state_dict()["state"]))
+    assert "optimizer-state-empty" in codes(holdtrue.diagnose(path))
+
+
+def test_an_optimizer_that_began_again(tmp_path):
+    path, *_ = training(tmp_path)
+    rewrite(path, lambda s: s.update(epoch=90))
+    report = holdtrue.diagnose(path)
+    assert "step-counts-differ" in {f.code for f in report.findings}
+    assert codes(report) == set()

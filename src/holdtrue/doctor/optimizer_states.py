@@ -5,14 +5,14 @@ the settings of its groups and the names of its moments; torch writes no class n
 """
 
 from collections.abc import Iterable, Iterator, Mapping
-from typing import Any
+from typing import Any, TypeGuard
 
 from msgspec import Struct, field
 
 from holdtrue.doctor.elements import decoder
 from holdtrue.errors import HoldtrueError
 from holdtrue.formats.tensor_bytes import read_tensor
-from holdtrue.formats.tree_walk import each_node, name_of
+from holdtrue.formats.tree_walk import name_of
 from holdtrue.formats.view import LazyTensor
 from holdtrue.limits import KIB
 from holdtrue.records.inert import Record
@@ -74,20 +74,7 @@ class SavedOptimizer(Struct, frozen=True, kw_only=True, eq=False):
         return max(self.steps.values(), default=None)
 
 
-def saved_optimizers(tree: Any, where: str) -> list[SavedOptimizer]:
-    """Every optimizer state of a tree, in its order; those inside another are none."""
-    return [_saved(path, node) for path, node in _optimizer_nodes(tree, where)]
-
-
-def _optimizer_nodes(tree: Any, where: str) -> Iterator[tuple[str, dict[str, Any]]]:
-    seen: set[int] = set()
-    for path, node in each_node(tree, where, repeats=0):
-        if id(node) not in seen and is_optimizer_state(node):
-            seen.add(id(node))
-            yield path, node
-
-
-def is_optimizer_state(node: Any) -> bool:
+def is_optimizer_state(node: Any) -> TypeGuard[dict[str, Any]]:
     """A dict as `torch.optim.Optimizer.state_dict()` makes it."""
     if not isinstance(node, dict) or not isinstance(node.get("state"), dict):
         return False
@@ -101,7 +88,8 @@ def is_optimizer_state(node: Any) -> bool:
     )
 
 
-def _saved(path: str, node: dict[str, Any]) -> SavedOptimizer:
+def saved_optimizer(path: str, node: dict[str, Any]) -> SavedOptimizer:
+    """The optimizer whose state this node is."""
     groups = tuple(_group(group) for group in node["param_groups"])
     return SavedOptimizer(
         path=path,

@@ -4,7 +4,6 @@ Weights stand beside `optimizer.pt`, `scheduler.pt`, `rng_state.pth`, `trainer_s
 like (Hugging Face Trainer, Accelerate). Which file is which is told by content.
 """
 
-import os
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +12,7 @@ from holdtrue.doctor.training_state import is_scheduler_state
 from holdtrue.errors import HoldtrueError
 from holdtrue.findings import Finding
 from holdtrue.formats.detect import sniff
+from holdtrue.formats.directories import list_names
 from holdtrue.formats.opening import read
 from holdtrue.formats.source import read_bytes
 from holdtrue.formats.strict_json import strict_json
@@ -34,7 +34,7 @@ def training_folder(folder: str, weights: View | None = None) -> View | None:
     place = Path(folder)
     views: dict[str, View] = {}
     findings: list[Finding] = []
-    names = sorted(os.listdir(place))
+    names = sorted(list_names(folder))
     for name in [n for n in names if n.endswith(_SUFFIXES)][:_FILES]:
         if weights is not None and (name.startswith(_WEIGHTS) or name == Path(weights.path).name):
             continue

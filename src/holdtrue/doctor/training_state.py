@@ -11,7 +11,7 @@ from msgspec import Struct, field
 from holdtrue.doctor.optimizer_states import (
     SavedOptimizer,
     is_optimizer_state,
-    saved_optimizers,
+    saved_optimizer,
     scalar,
 )
 from holdtrue.doctor.state_dicts import StateDict, state_dicts
@@ -50,6 +50,8 @@ _LOADER_KEYS = frozenset({
     "_sampler_iter_yielded", "_sampler_iter_state", "samples_seen", "batches_seen",
     "is_last_batch", "_batches_that_stepped",
 })  # fmt: skip
+_MOST = 64  # models, optimizers, schedulers of one file that are looked at
+_LONG = 64  # a longer list of plain values holds no part of a training
 _CPU_RNG = frozenset({5048, 5056})  # bytes of torch's state for the CPU, older and newer
 _CUDA_RNG = frozenset({16, 24, 816})
 _NUMPY_RNG = frozenset({"MT19937", "PCG64", "PCG64DXSM", "Philox", "SFC64"})
@@ -93,41 +95,41 @@ def saved_training(view: View) -> SavedTraining:
     """What the view keeps of a training; of a holdtrue checkpoint nothing, its parts say it all."""
     if view.format == "holdtrue":
         return SavedTraining(models=(), optimizers=(), schedulers=())
-    optimizers = tuple(saved_optimizers(view.tree, view.path))
-    inside = [o.path for o in optimizers]
+    optimizers: list[SavedOptimizer] = []
     schedulers: list[SavedScheduler] = []
     scalers: dict[str, Any] = {}
     loaders: list[str] = []
     pickled: dict[str, str] = {}
     random: dict[str, str] = {}
     counters: dict[str, float] = {}
-    closed: list[str] = []  # below these all has been dealt with
+    closed: str | None = None  # below it all has been dealt with; a parent comes before its parts
     for path, node in each_node(view.tree, view.path, repeats=0):
-        if _below(path, closed) or _below(path, inside):
+        if closed is not None and (not closed or path.startswith(closed + "/")):
             continue
+        closed = path
         own = _random_state(path, node)
         if own is not None:
             random[path] = own
-            closed.append(path)
         elif isinstance(node, Record) and _is_optimizer_record(node):
             pickled[path] = node.class_name
-            closed.append(path)
-        elif isinstance(node, dict):
-            if is_scheduler_state(node):
-                schedulers.append(_scheduler(path, node))
-                closed.append(path)
-            elif node.keys() >= _SCALER:
-                scalers[path] = node
-                closed.append(path)
-            elif not is_optimizer_state(node):
+        elif is_optimizer_state(node):
+            optimizers += [saved_optimizer(path, node)] if len(optimizers) < _MOST else []
+        elif isinstance(node, dict) and is_scheduler_state(node):
+            schedulers += [_scheduler(path, node)] if len(schedulers) < _MOST else []
+        elif isinstance(node, dict) and node.keys() >= _SCALER:
+            scalers[path] = node
+        elif isinstance(node, list | tuple) and len(node) > _LONG:
+            continue
+        else:
+            closed = None
+            if isinstance(node, dict):
                 counters |= _counters(path, node)
                 if _is_loader(path, node):
                     loaders.append(path)
-        elif isinstance(node, list | tuple) and len(node) > 64:
-            closed.append(path)  # long plain lists hold no part of a training
+    apart = {kept.path for kept in optimizers} | {kept.path for kept in schedulers}
     return SavedTraining(
-        models=tuple(s for s in state_dicts(view) if not _below(s.path, [*closed, *inside])),
-        optimizers=optimizers,
+        models=tuple(s for s in state_dicts(view)[:_MOST] if not _within(s.path, apart)),
+        optimizers=tuple(optimizers),
         schedulers=tuple(schedulers),
         pickled=pickled,
         scalers=scalers,
@@ -137,8 +139,10 @@ def saved_training(view: View) -> SavedTraining:
     )
 
 
-def _below(path: str, above: list[str]) -> bool:
-    return any(path == a or not a or path.startswith(a + "/") for a in above)
+def _within(path: str, apart: set[str]) -> bool:
+    """Whether a path is one of these, or lies below one."""
+    names = path.split("/")
+    return any("/".join(names[:n]) in apart for n in range(len(names) + 1))
 
 
 def is_scheduler_state(node: dict[Any, Any]) -> bool:

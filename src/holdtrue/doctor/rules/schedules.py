@@ -103,37 +103,6 @@ def _each(scheduler: SavedScheduler) -> Iterator[SavedScheduler]:
             yield own
 
 
-def counts_differ(training: Training) -> Iterator[Finding]:
-    """A scheduler that stepped more often than its optimizer, or not at all."""
-    steps = [saved.step for saved in training.saved.optimizers if saved.step is not None]
-    epochs = list(training.saved.epochs.values())
-    if not steps:
-        return
-    most = max(steps)
-    for scheduler in training.saved.schedulers:
-        last = scheduler.last_epoch
-        if last is None or scheduler.class_name == "ReduceLROnPlateau":
-            continue
-        behind = last <= 0 and most > 1 and max(epochs, default=0) > 1
-        ahead = last > 1.5 * most + 10
-        if behind or ahead:
-            yield Finding(
-                code="step-counts-differ",
-                severity="warning",
-                where=f"{training.view.path}: {scheduler.path}/last_epoch",
-                what=f"the scheduler made {last:g} steps, the optimizer {most:g}",
-                why="it was built anew without its state, or never stepped: its rates start again"
-                if behind
-                else "it stepped more often than the optimizer, or they are of different trainings",
-                fix=f"if it steps with the optimizer, set scheduler.last_epoch = {most:g} after "
-                "loading, and the rate that belongs to it",
-                confidence="likely",
-                saved=f"last_epoch {last:g}",
-                expected=f"optimizer step {most:g}"
-                + "".join(f", {path} {n:g}" for path, n in training.saved.epochs.items()),
-            )
-
-
 def scaler_missing(training: Training) -> Iterator[Finding]:
     """Half weights in training, and no loss scale beside them."""
     saved = training.saved
