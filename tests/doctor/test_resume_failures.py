@@ -396,3 +396,12 @@ def test_an_optimizer_that_began_again(tmp_path):
     report = holdtrue.diagnose(path)
     assert "step-counts-differ" in {f.code for f in report.findings}
     assert codes(report) == set()
+
+
+def test_a_setting_of_another_kind_is_a_difference(tmp_path):
+    path, *_ = training(tmp_path)
+    rewrite(path, lambda s: s["optimizer"]["param_groups"][0].update(eps=torch.ones(3), betas=None))
+    model = Net()
+    optimizer = OPTIMIZERS["adamw"](model.parameters())
+    report = holdtrue.diagnose(path, model=model, optimizer=optimizer)
+    assert "rule-failed" not in {f.code for f in report.findings}
