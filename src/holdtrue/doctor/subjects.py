@@ -7,10 +7,24 @@ from collections.abc import Mapping
 
 from msgspec import Struct, field
 
+from holdtrue.doctor.fit.layouts import Rewrite
+from holdtrue.doctor.live_training import LiveTraining
 from holdtrue.doctor.state_dicts import StateDict
 from holdtrue.doctor.statistics import Statistics
+from holdtrue.doctor.training_state import SavedTraining
+from holdtrue.findings import Confidence
 from holdtrue.formats.view import View
 from holdtrue.records.architecture import Architecture
+
+
+class Proposal(Struct, frozen=True, kw_only=True):
+    """A call of restore that was tried on paper and went through without an error."""
+
+    command: str
+    rename: Mapping[str, str] = field(default_factory=dict)
+    allow: tuple[str, ...] = ()
+    lossless: bool = True  # False: some of the model or of the file is left out
+    confidence: Confidence = "certain"
 
 
 class Fit(Struct, frozen=True, kw_only=True, eq=False):
@@ -19,8 +33,14 @@ class Fit(Struct, frozen=True, kw_only=True, eq=False):
     view: View
     part: str  # what the caller calls the model
     state: StateDict  # the one of the file that is meant
+    standing: Mapping[str, str]  # name in the file → the name that restore gives it by itself
     names: Mapping[str, str]  # name in the file → name in the model, where one is known
     target: Architecture  # of the live model
+    needed: tuple[tuple[str, ...], ...] = ()  # names of each tensor of the model that is kept
+    by_order: tuple[str, ...] = ()  # names that only their order tells apart
+    confidence: Confidence = "certain"  # of `names`
+    rewrites: tuple[Rewrite, ...] = ()  # other layouts of the same numbers
+    proposal: Proposal | None = None
 
 
 class Weights(Struct, frozen=True, kw_only=True, eq=False):
@@ -33,3 +53,18 @@ class Weights(Struct, frozen=True, kw_only=True, eq=False):
     view: View
     statistics: Mapping[str, Statistics]
     wanted: Mapping[str, str] = field(default_factory=dict)  # path → the live tensor's dtype
+
+
+class Training(Struct, frozen=True, kw_only=True, eq=False):
+    """What a file keeps of a training."""
+
+    view: View
+    saved: SavedTraining
+
+
+class Resuming(Struct, frozen=True, kw_only=True, eq=False):
+    """What a file keeps of a training beside the live objects that are to go on from it."""
+
+    view: View
+    saved: SavedTraining
+    live: LiveTraining
