@@ -21,6 +21,7 @@ class Operation(Struct, frozen=True, kw_only=True):
     offset: int  # of the first opcode that asks for it
     place: str = ""  # path in the tree of its first result; "" where that is not in the tree
     count: int = 1
+    arguments: str = ""  # of the first call, where they are plain values
 
 
 # Packages that reach the machine: processes, files, the network, code.
