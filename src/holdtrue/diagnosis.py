@@ -1,15 +1,20 @@
 """Why a checkpoint cannot be loaded, or why what was loaded is not what was saved."""
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
-from holdtrue.checkpoint import Checkpoint
+from holdtrue.checkpoint import Checkpoint, verify
 from holdtrue.checkpoint import open as open_checkpoint
+from holdtrue.doctor.amounts import counted
 from holdtrue.doctor.examining import examine
+from holdtrue.doctor.file_facts import about_text
+from holdtrue.doctor.subjects import Folder
 from holdtrue.errors import HoldtrueError
 from holdtrue.findings import Finding, Report, report
+from holdtrue.formats.directories import recognise
+from holdtrue.storage.locating import is_ours
 
 # With these there is nothing at the path to be diagnosed.
 _OUT_OF_REACH = frozenset({"path-missing", "permission-denied", "path-unreadable", "special-file"})
@@ -24,21 +29,74 @@ def diagnose(
     progress: Progress | None = None,
     **targets: Any,
 ) -> Report:
-    """Everything that is wrong, odd or different about a checkpoint of any format.
+    """Everything that is wrong, odd or different about a checkpoint of any format, or a folder.
 
     Beside the file alone, each target is compared with it: `model=` (a module, or what makes one),
     `optimizer=`, `scheduler=` and the like; nothing of theirs is changed. `deep` reads the values
     of all tensors. Nothing in the file is run. Raises OpenError where the path cannot be reached.
     """
     place = Path(path)
+    folder = _folder(place, deep)
+    findings = [] if folder is None else examine(folder, str(place))
     try:
-        checkpoint = open_checkpoint(path)
+        checkpoint = open_checkpoint(_meant(path, folder))
     except HoldtrueError as error:
-        if any(f.code in _OUT_OF_REACH for f in error.report.findings):
+        said = error.report.findings
+        if any(f.code in _OUT_OF_REACH for f in said):
             raise
-        return report(str(place), error.report.findings, ["everything else: it cannot be opened"])
-    findings = _about_file(checkpoint)
-    return report(str(checkpoint.path), findings, _not_checked(deep, targets))
+        if folder is not None and folder.kept and (_is_folder(said) or folder.run):
+            about = f"folder of {counted(len(folder.kept), 'checkpoint')}"
+            left = ["each checkpoint by itself", *_left(deep)]
+            return report(str(place), findings, left, about)
+        told = _told(place, said, deep)
+        return report(str(place), [*told, *findings], ["everything else: it cannot be opened"])
+    findings += _about_file(checkpoint)
+    if deep:
+        findings += _about_damage(checkpoint, findings)
+    findings = _once(_told(checkpoint.path, findings, deep))
+    subject, about = checkpoint.path, about_text(checkpoint.view)
+    if folder is not None and folder.run:
+        many = counted(len(folder.kept), "checkpoint")
+        subject, about = place, f"run of {many}, of which {checkpoint.path.name} is read"
+    return report(str(subject), findings, _not_checked(deep, targets), about)
+
+
+def _folder(place: Path, deep: bool) -> Folder | None:
+    """What lies in a folder that is no checkpoint of holdtrue's itself; None for all else."""
+    try:
+        if not place.is_dir() or is_ours(place):
+            return None
+        found = recognise(str(place))
+        if found is not None and found.kind != "holdtrue-run":
+            return None
+        from holdtrue.doctor.folders import gather  # not needed to look into one file
+
+        return gather(str(place), deep=deep)
+    except (HoldtrueError, OSError):  # what cannot be listed is told by opening it
+        return None
+
+
+def _meant(path: str | os.PathLike[str], folder: Folder | None) -> str | os.PathLike[str]:
+    """The path, or the one file with weights where a folder is no checkpoint but holds one."""
+    if folder is None or folder.run:
+        return path
+    from holdtrue.doctor.folders import main_file
+
+    return main_file(folder) or path
+
+
+def _is_folder(findings: Iterable[Finding]) -> bool:
+    """Whether opening failed only because the path is a folder of checkpoints."""
+    return {f.code for f in findings} <= {"directory-unknown", "run-not-checkpoint"}
+
+
+def _told(place: Path, findings: Iterable[Finding], deep: bool) -> list[Finding]:
+    """The findings; those of damage with what can still be had from the file."""
+    if all(finding.severity != "error" for finding in findings):
+        return list(findings)
+    from holdtrue.doctor.damage import told_with_rest
+
+    return told_with_rest(str(place), findings, deep=deep)
 
 
 def _about_file(checkpoint: Checkpoint) -> list[Finding]:
@@ -46,6 +104,22 @@ def _about_file(checkpoint: Checkpoint) -> list[Finding]:
     return [*view.findings, *examine(view, view.path)]
 
 
+def _about_damage(checkpoint: Checkpoint, known: list[Finding]) -> list[Finding]:
+    """Bytes that are not those that were written, as far as the format keeps checksums."""
+    told = {finding.code for finding in known if finding.severity == "error"}
+    found = verify(checkpoint.path).findings
+    return [finding for finding in found if finding.code not in told and finding not in known]
+
+
+def _once(findings: list[Finding]) -> list[Finding]:
+    """Without what a folder and a file in it both say."""
+    return list({(f.code, f.where, f.what): f for f in findings}.values())
+
+
+def _left(deep: bool) -> list[str]:
+    return [] if deep else ["tensor values and checksums (--deep)"]
+
+
 def _not_checked(deep: bool, targets: dict[str, Any]) -> list[str]:
-    left = [] if deep else ["tensor values (--deep)"]
+    left = _left(deep)
     return left if targets else [*left, "whether it fits a model (--model)"]

@@ -6,7 +6,8 @@ from rich.text import Text
 
 from holdtrue.checkpoint import Checkpoint
 from holdtrue.cli.origins import origin_of_ours
-from holdtrue.doctor.file_facts import counted, kind_text, size, storages, wasted
+from holdtrue.doctor.amounts import counted, size
+from holdtrue.doctor.file_facts import kind_text, storages, wasted
 
 # Shown in a line of their own, or of no use to a person.
 _APART = {"kind", "would_run", "writer", "serialization_id", "environment", "created", "step",

@@ -7,8 +7,8 @@ from typing import Any
 from rich.console import Console
 from rich.text import Text
 
-from holdtrue.doctor.file_facts import counted as counted
-from holdtrue.doctor.file_facts import size as size
+from holdtrue.doctor.amounts import counted as counted
+from holdtrue.doctor.amounts import size as size
 from holdtrue.findings import Finding, Report, render_finding, report_to_builtins, summary
 
 _STYLES = {"error": "bold red", "warning": "yellow", "note": "cyan"}
@@ -33,7 +33,9 @@ def show_report(report: Report, *, json: bool) -> None:
         show_json(report_to_builtins(report))
         return
     console = stdout()
-    console.print(Text(report.subject, style="bold"))
+    console.print(
+        Text.assemble((report.subject, "bold"), report.heading.removeprefix(report.subject))
+    )
     for finding in report.findings:
         console.print()
         console.print(styled_finding(finding))

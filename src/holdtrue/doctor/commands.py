@@ -6,7 +6,7 @@ from pathlib import Path
 
 
 def convert_command(path: str, suffix: str = "/") -> str:
-    """`holdtrue convert best.pt best/`: into a checkpoint of holdtrue's, or a file by its suffix."""
+    """`holdtrue convert best.pt best/`: into a directory of holdtrue's, or a file by its suffix."""
     return f"holdtrue convert {shlex.quote(path)} {shlex.quote(beside(path, suffix))}"
 
 

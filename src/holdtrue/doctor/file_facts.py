@@ -4,10 +4,12 @@ from collections.abc import Mapping
 
 from msgspec import Struct
 
+from holdtrue.doctor.amounts import size
 from holdtrue.formats.tensor_bytes import tensor_bytes
 from holdtrue.formats.view import LazyTensor, View
 
 KINDS = {
+    "holdtrue": "holdtrue checkpoint",
     "torch-zip": "PyTorch zip",
     "torch-legacy": "PyTorch legacy file (before 1.6)",
     "torch-tar": "PyTorch tar file (before 0.4)",
@@ -47,6 +49,13 @@ def kind_text(view: View) -> str:
     return f"{kind}, {content}" if content else kind
 
 
+def about_text(view: View) -> str:
+    """PyTorch zip, state dict · 44.7 MiB · read without running it"""
+    held = size(sum(storages(view.tensors).values()))
+    read = [] if view.format == "holdtrue" else ["read without running it"]
+    return " · ".join([kind_text(view), held, *read])
+
+
 def storages(tensors: Mapping[str, LazyTensor]) -> dict[tuple[str, str], int]:
     """Bytes of each distinct storage."""
     found: dict[tuple[str, str], int] = {}
@@ -70,18 +79,3 @@ def wasted(view: View) -> list[Wasted]:
         if len(tensors[0][1].pieces) == 1 and sizes[key] > used + _SLACK:
             found.append(Wasted(tensors[0][0] or "the tensor", used, sizes[key]))
     return found
-
-
-def counted(number: int, what: str) -> str:
-    """1 tensor, 2 tensors, 1,234 tensors"""
-    return f"{number:,} {what}{'' if number == 1 else 's'}"
-
-
-def size(nbytes: int) -> str:
-    """12.3 MiB"""
-    value, units = float(nbytes), ("B", "KiB", "MiB", "GiB", "TiB")
-    for unit in units:
-        if value < 1024 or unit == units[-1]:
-            return f"{nbytes} B" if unit == "B" else f"{value:.1f} {unit}"
-        value /= 1024
-    raise AssertionError("unreachable")

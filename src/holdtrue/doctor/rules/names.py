@@ -3,8 +3,8 @@
 import re
 from collections.abc import Callable, Iterator
 
+from holdtrue.doctor.amounts import counted
 from holdtrue.doctor.commands import restore_command
-from holdtrue.doctor.file_facts import counted
 from holdtrue.doctor.state_dicts import StateDict, state_dicts
 from holdtrue.findings import Finding
 from holdtrue.formats.tree_walk import name_of

@@ -2,9 +2,9 @@
 
 from collections.abc import Iterator
 
+from holdtrue.doctor.amounts import counted
 from holdtrue.doctor.commands import convert_command
-from holdtrue.doctor.file_facts import counted
-from holdtrue.doctor.importable import findable
+from holdtrue.doctor.importable import Found, findable
 from holdtrue.findings import Finding
 from holdtrue.formats.pickle_operations import Operation
 from holdtrue.formats.view import View
@@ -43,13 +43,13 @@ def code_in_file(view: View) -> Iterator[Finding]:
 
 
 def class_missing(view: View) -> Iterator[Finding]:
-    """Classes and functions that unpickling would import and cannot: for each reason one finding."""
-    absent: dict[tuple[str, str], list[Operation]] = {}
+    """Classes and functions that unpickling would import and cannot: a finding for each reason."""
+    absent: dict[tuple[Found, str], list[Operation]] = {}
     for op in _operations(view):
         if op.kind == "import" and op.severity != "dangerous" and not op.name.startswith(_SCRIPTED):
-            found = findable(op.name)
-            if found != "here":
-                absent.setdefault((found, op.name.partition(".")[0]), []).append(op)
+            status = findable(op.name)
+            if status != "here":
+                absent.setdefault((status, op.name.partition(".")[0]), []).append(op)
     for (found, top), ops in absent.items():
         names = [op.name for op in ops]
         shown = ", ".join(names[:_SHOWN]) + (" …" if len(names) > _SHOWN else "")

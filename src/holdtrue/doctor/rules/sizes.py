@@ -2,8 +2,9 @@
 
 from collections.abc import Iterator
 
+from holdtrue.doctor.amounts import size
 from holdtrue.doctor.commands import convert_command
-from holdtrue.doctor.file_facts import size, storages, wasted
+from holdtrue.doctor.file_facts import storages, wasted
 from holdtrue.doctor.state_dicts import nbytes, state_dicts
 from holdtrue.findings import Finding
 from holdtrue.formats.tree_walk import children, tensors_by_path

@@ -2,8 +2,8 @@
 
 from collections.abc import Iterator
 
+from holdtrue.doctor.amounts import counted, size
 from holdtrue.doctor.commands import convert_command, quoted, restore_command
-from holdtrue.doctor.file_facts import counted, size
 from holdtrue.doctor.importable import distribution_of, findable, installed_version
 from holdtrue.doctor.state_dicts import StateDict, nbytes, state_dicts
 from holdtrue.findings import Finding
