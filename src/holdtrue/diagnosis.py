@@ -8,6 +8,7 @@ from typing import Any
 from holdtrue.checkpoint import Checkpoint, verify
 from holdtrue.checkpoint import open as open_checkpoint
 from holdtrue.doctor.amounts import counted
+from holdtrue.doctor.commands import into_model
 from holdtrue.doctor.examining import examine
 from holdtrue.doctor.file_facts import about_text
 from holdtrue.doctor.subjects import Folder
@@ -54,6 +55,8 @@ def diagnose(
     if deep:
         findings += _about_damage(checkpoint, findings)
     findings = _once(_told(checkpoint.path, findings, deep))
+    if "model" in targets:
+        findings = into_model(findings, str(checkpoint.path))
     subject, about = checkpoint.path, about_text(checkpoint.view)
     if folder is not None and folder.run:
         many = counted(len(folder.kept), "checkpoint")

@@ -2,7 +2,17 @@
 
 import json
 import shlex
+from collections.abc import Iterable
 from pathlib import Path
+
+from msgspec.structs import replace
+
+from holdtrue.findings import Finding
+
+_MENDED_BY_RESTORE = frozenset({
+    "class-missing", "object-in-file", "plain-pickle", "torchscript-archive",
+    "weights-only-refuses", "whole-model",
+})  # fmt: skip
 
 
 def convert_command(path: str, suffix: str = "/") -> str:
@@ -20,6 +30,16 @@ def salvage_command(path: str) -> str:
 def restore_command(path: str, arguments: str = "model=model") -> str:
     """A line of Python that fills the caller's model."""
     return f"holdtrue.open({quoted(path)}).restore({arguments})"
+
+
+def into_model(findings: Iterable[Finding], path: str) -> list[Finding]:
+    """For those who have the model at hand: filling it mends what a conversion would mend."""
+    return [
+        replace(finding, command=restore_command(path))
+        if finding.command.startswith("holdtrue convert") and finding.code in _MENDED_BY_RESTORE
+        else finding
+        for finding in findings
+    ]
 
 
 def quoted(text: str) -> str:

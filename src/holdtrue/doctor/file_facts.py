@@ -46,6 +46,8 @@ def kind_text(view: View) -> str:
     """PyTorch zip, whole model pickled"""
     kind = KINDS.get(view.format, view.format)
     content = _CONTENTS.get(str(view.about.get("kind")))
+    if not view.tensors and view.about.get("kind") == "checkpoint":
+        content = "values only"
     return f"{kind}, {content}" if content else kind
 
 

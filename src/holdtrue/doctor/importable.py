@@ -6,22 +6,26 @@ from importlib.metadata import PackageNotFoundError, packages_distributions, ver
 from importlib.util import find_spec
 from typing import Literal
 
+from holdtrue.doctor.installed_source import defines
+
 _NUMPY_2 = re.compile(r"numpy\._core\b")
 
-Found = Literal["here", "script", "package-missing", "older"]
+Found = Literal["here", "script", "package-missing", "older", "absent"]
 
 
 def findable(name: str) -> Found:
-    """Whether the package at the top of a dotted name is installed.
+    """Whether the package at the top of a dotted name is installed, and speaks of the name.
 
-    Only that one is looked for: to look further would import it, because a file says so.
+    Its text is read for that: to look further would import it, because a file says so.
     """
     top = name.partition(".")[0]
     if top in ("__main__", "__mp_main__"):
         return "script"
     if not top.isidentifier() or not _installed(top):
         return "package-missing"
-    return "older" if _NUMPY_2.match(name) and _major("numpy") < 2 else "here"
+    if _NUMPY_2.match(name) and _major("numpy") < 2:
+        return "older"
+    return "absent" if defines(name) is False else "here"
 
 
 @cache

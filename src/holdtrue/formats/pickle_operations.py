@@ -44,7 +44,7 @@ _DANGEROUS_NAMES = (
     "builtins.delattr", "builtins.eval", "builtins.exec", "builtins.execfile", "builtins.file",
     "builtins.getattr", "builtins.globals", "builtins.input", "builtins.locals", "builtins.map",
     "builtins.open", "builtins.setattr", "builtins.vars", "_codecs.lookup", "codecs.open",
-    "functools.partial", "functools.reduce", "itertools.starmap",
+    "functools.reduce", "itertools.starmap",
     "numpy.core.multiarray.fromfile", "numpy.fromfile", "numpy.load", "numpy.f2py",
     "numpy.testing._private.utils", "numpy.distutils", "pandas.eval", "pandas.read_pickle",
     "torch.classes", "torch.distributed.rpc", "torch.hub", "torch.jit", "torch.load",
@@ -56,12 +56,20 @@ _DANGEROUS_NAMES = (
     "types.CodeType", "types.FunctionType", "types.MethodType", "typing._eval_type",
 )  # fmt: skip
 
+# Within those packages, names that hold or take apart values and reach nothing.
+_HARMLESS = (
+    "concurrent.futures._base.TimeoutError", "functools.partial", "logging.LogRecord",
+    "logging.makeLogRecord", "platform.uname_result", "sys.float_info", "urllib.parse",
+)  # fmt: skip
+
 _LIBRARIES = ("torch.", "numpy.", "collections.", "torchvision.", "transformers.", "scipy.")
 
 
 def severity(name: str) -> Danger:
     """How alarming it would be to see this name run."""
     package = name.partition(".")[0]
+    if any(name == good or name.startswith(good + ".") for good in _HARMLESS):
+        return "unknown"
     if package in _DANGEROUS_PACKAGES:
         return "dangerous"
     if any(name == bad or name.startswith(bad + ".") for bad in _DANGEROUS_NAMES):

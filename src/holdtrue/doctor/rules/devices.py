@@ -3,6 +3,7 @@
 from collections import Counter
 from collections.abc import Iterator
 
+from holdtrue.doctor.commands import restore_command
 from holdtrue.findings import Finding
 from holdtrue.formats.view import View
 
@@ -33,5 +34,6 @@ def device_tags(view: View) -> Iterator[Finding]:
         what="tensors were saved from " + ", ".join(f"{t} ({n})" for t, n in elsewhere.items()),
         why=f"torch.load puts them back there and fails without {machines}"
         + ("; parts on several devices need all of them" if len(elsewhere) > 1 else ""),
-        fix='torch.load(path, map_location="cpu"); holdtrue restores to wherever the target is',
+        fix='torch.load(path, map_location="cpu"); restore puts them wherever the target is',
+        command=restore_command(view.path),
     )

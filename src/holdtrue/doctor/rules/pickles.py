@@ -1,10 +1,12 @@
 """What unpickling the file needs, and what `torch.load` will not take."""
 
+import re
 from collections.abc import Iterator
 
 from holdtrue.doctor.amounts import counted
 from holdtrue.doctor.commands import convert_command
-from holdtrue.doctor.importable import Found, findable
+from holdtrue.doctor.importable import Found, distribution_of, findable, installed_version
+from holdtrue.doctor.installed_source import defines
 from holdtrue.findings import Finding
 from holdtrue.formats.pickle_operations import Operation
 from holdtrue.formats.view import View
@@ -14,9 +16,13 @@ _SHOWN = 8  # names in one line
 _REASONS = {
     "script": "its class was defined in the script that saved it (`__main__`)",
     "package-missing": "the package `{top}` is not installed here",
+    "absent": "the package `{top}` that is installed here{version} has no such name: the file is "
+    "of another version of it, most likely a newer one",
     "older": "NumPy 2 wrote it, and NumPy 1 is installed here",
 }
-_SCRIPTED = "__torch__."
+# TorchScript's own classes, and what `versions` tells of.
+_OTHERS = re.compile(r"__torch__\.|torch\._utils\._rebuild|torch\.[a-z]+\d\w*$")
+_OF_NEWER_TORCH = re.compile(r"torch\._utils\._rebuild|torch\.[a-z]+\d\w*$")
 
 
 def code_in_file(view: View) -> Iterator[Finding]:
@@ -46,7 +52,7 @@ def class_missing(view: View) -> Iterator[Finding]:
     """Classes and functions that unpickling would import and cannot: a finding for each reason."""
     absent: dict[tuple[Found, str], list[Operation]] = {}
     for op in _operations(view):
-        if op.kind == "import" and op.severity != "dangerous" and not op.name.startswith(_SCRIPTED):
+        if op.kind == "import" and op.severity != "dangerous" and not _OTHERS.match(op.name):
             status = findable(op.name)
             if status != "here":
                 absent.setdefault((status, op.name.partition(".")[0]), []).append(op)
@@ -61,8 +67,9 @@ def class_missing(view: View) -> Iterator[Finding]:
             places=tuple(places) if len(places) > 1 else (),
             what=f"the file needs {shown}, which cannot be imported",
             why="pickle stores an object as its class's name and its attributes; "
-            + _REASONS[found].format(top=top),
-            fix=f"keeps all {counted(len(view.tensors), 'tensor')}, and does not need the class",
+            + _REASONS[found].format(top=top, version=_version(top)),
+            fix=f"keeps all {counted(len(view.tensors), 'tensor')}, and does not need the class"
+            + ("; or upgrade the package" if found in ("absent", "older") else ""),
             command=convert_command(view.path),
             confidence="likely" if found == "script" else "certain",
         )
@@ -77,8 +84,11 @@ def weights_only_refuses(view: View) -> Iterator[Finding]:
     # A whole model is refused for being one: that is said once, by its own finding.
     if not refused or view.about.get("kind") == "module":
         return
-    dangerous = {op.name for op in _dangerous(view)}  # said by a finding of their own
-    names = [r for r in refused if r.kind == "global" and r.name not in dangerous]
+    dangerous = {op.name for op in _dangerous(view)}
+    # Those have findings of their own, and so have names that torch here does not know.
+    told = dangerous | {r.name for r in refused if _OF_NEWER_TORCH.match(r.name)}
+    told -= {r.name for r in refused if defines(r.name)}
+    names = [r for r in refused if r.kind == "global" and r.name not in told]
     opcodes = [r for r in refused if r.kind == "opcode"]
     text = [r for r in refused if r.kind == "text"]
     if text:
@@ -88,7 +98,7 @@ def weights_only_refuses(view: View) -> Iterator[Finding]:
             "they are decoded while loading, and these cannot be",
             [place for r in text for place in _of_refused(view, r)],
         )
-    if not names and opcodes and not dangerous:
+    if not names and opcodes and not told:
         protocol = view.about.get("protocol")
         yield _refuses(
             view,
@@ -123,18 +133,18 @@ def _refuses(view: View, what: str, why: str, places: list[str]) -> Finding:
     )
 
 
+def _version(top: str) -> str:
+    number = installed_version(distribution_of(top) or top)
+    return f" ({number})" if number else ""
+
+
 def _operations(view: View) -> list[Operation]:
     found: list[Operation] = view.about.get("would_run") or []
     return found
 
 
 def _dangerous(view: View) -> list[Operation]:
-    """functools.partial makes a function and calls none: what it holds counts by itself."""
-    return [
-        op
-        for op in _operations(view)
-        if op.severity == "dangerous" and op.name != "functools.partial"
-    ]
+    return [op for op in _operations(view) if op.severity == "dangerous"]
 
 
 def _of_operation(view: View, op: Operation) -> str:

@@ -1,15 +1,18 @@
 """What kind of file it is, where that decides how it must be loaded."""
 
+import shlex
 from collections.abc import Iterator
+from pathlib import PurePath
 
 from holdtrue.doctor.amounts import counted, size
 from holdtrue.doctor.commands import convert_command, quoted, restore_command
 from holdtrue.doctor.importable import distribution_of, findable, installed_version
+from holdtrue.doctor.installed_source import class_of
 from holdtrue.doctor.state_dicts import StateDict, nbytes, state_dicts
 from holdtrue.findings import Finding
 from holdtrue.formats.module_tree import find_modules, module_nodes
 from holdtrue.formats.tree_walk import name_of
-from holdtrue.formats.view import View
+from holdtrue.formats.view import LazyTensor, View
 from holdtrue.records.inert import Record
 
 _SHOWN = 8
@@ -40,6 +43,39 @@ def whole_model(view: View) -> Iterator[Finding]:
         + restore_command(view.path),
         command=convert_command(view.path),
     )
+
+
+def attribute_missing(view: View) -> Iterator[Finding]:
+    """Pickled modules that lack what today's class sets: it was changed since they were saved."""
+    if view.format not in ("torch-zip", "torch-legacy", "torch-tar", "pickle"):
+        return
+    lacking: dict[tuple[str, str, bool], list[str]] = {}
+    for path, model in find_modules(view.tree, view.path).items():
+        for node in module_nodes(model, view.path):
+            today = class_of(node.class_name)
+            has = {*node.attributes, *node.parameters, *node.buffers, *node.children, "training"}
+            for name in sorted((today.sets if today else frozenset()) - has):
+                place = "/".join(part for part in (path, node.path) if part)
+                filled = today is not None and name in today.fills
+                lacking.setdefault((node.class_name, name, filled), []).append(place)
+    for (cls, name, filled), paths in lacking.items():
+        places = tuple(f"{_where(view, path)}: {name}" for path in paths)
+        yield Finding(
+            code="attribute-missing",
+            severity="note" if filled else "warning",
+            where=places[0],
+            places=places if len(places) > 1 else (),
+            what=f"a pickled {cls.rpartition('.')[2]} has no `{name}`, which its class sets today",
+            why="the class was changed since the model was pickled, and pickle does not run "
+            "__init__"
+            + (
+                "; its __setstate__ fills it in"
+                if filled
+                else f": using it ends in AttributeError: no attribute {name!r}"
+            ),
+            fix="build the model in code, and load the weights only",
+            command=restore_command(view.path),
+        )
 
 
 def optimizer_only(view: View) -> Iterator[Finding]:
@@ -137,6 +173,67 @@ def plain_pickle(view: View) -> Iterator[Finding]:
             "operand`: it looks for what torch.save puts around the pickle",
             fix="keeps its tensors and values, without unpickling it",
             command=convert_command(view.path),
+        )
+
+
+def wrong_suffix(view: View) -> Iterator[Finding]:
+    """A name that makes loaders choose the wrong reader."""
+    suffix = PurePath(view.path).suffix.lower()
+    pickled = view.format in ("torch-zip", "torch-legacy", "torch-tar", "pickle")
+    if suffix == ".safetensors" and pickled:
+        says, is_ = "safetensors", "a file of torch.save"
+        symptom = "safetensors says `header too large`, or HeaderTooLarge"
+    elif suffix in (".pt", ".pth", ".ckpt", ".bin") and view.format == "safetensors":
+        says, is_ = "torch", "a safetensors file"
+        symptom = "torch.load says `Unsupported operand` or `invalid load key`"
+    else:
+        return
+    right = view.path.removesuffix(PurePath(view.path).suffix)
+    right += ".pt" if pickled else ".safetensors"
+    yield Finding(
+        code="wrong-suffix",
+        severity="note",
+        where=view.path,
+        what=f"the name says {says}, and the content is {is_}",
+        why=f"loaders choose by the suffix: {symptom}; holdtrue goes by content",
+        fix=f"mv {shlex.quote(view.path)} {shlex.quote(right)}; holdtrue reads it as it is",
+        command=restore_command(view.path),
+    )
+
+
+def no_tensors(view: View) -> Iterator[Finding]:
+    """Values only: there is no model in it."""
+    if view.tensors or view.format in ("holdtrue", "torchscript", "pt2") or view.findings:
+        return
+    if view.about.get("kind") == "optimizer":
+        return
+    tree = view.tree
+    keys = ", ".join(name_of(key) for key in list(tree)[:8]) if isinstance(tree, dict) else ""
+    yield Finding(
+        code="no-tensors",
+        severity="note",
+        where=view.path,
+        what="the file holds no tensors",
+        why="everything in it is plain values" + (f": {keys}" if keys else ""),
+        fix="the weights were saved elsewhere, or not at all: torch.save(model.state_dict(), PATH)",
+    )
+
+
+def names_absent(view: View) -> Iterator[Finding]:
+    """A list of tensors: which is which is known by their order only."""
+    tree = view.tree
+    if view.format.startswith("np") or not isinstance(tree, (list, tuple)) or len(tree) < 2:
+        return
+    if all(isinstance(value, LazyTensor) for value in tree):
+        yield Finding(
+            code="names-absent",
+            severity="note",
+            where=view.path,
+            what="the tensors in the file have no names",
+            why=f"it is a {type(tree).__name__} of {len(tree):,} tensors, as "
+            "list(model.parameters()) gives; buffers are not among them",
+            fix="go by the order, shape by shape, if the model is still the same; save "
+            "model.state_dict() instead",
         )
 
 

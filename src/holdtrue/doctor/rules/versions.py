@@ -1,11 +1,16 @@
 """Files written by something newer, or on another kind of machine, than what is here."""
 
+import re
 from collections.abc import Iterator
 
 from holdtrue.doctor.importable import installed_version
+from holdtrue.doctor.installed_source import defines
 from holdtrue.findings import Finding
 from holdtrue.formats.view import View
+from holdtrue.records.dtypes import DTYPES
 
+_REBUILD = re.compile(r"torch\._utils\._rebuild_\w+$")
+_DTYPE = re.compile(r"torch\.((?:float|b?float|u?int|q?u?int|bits|complex)\d\w*)")
 _READABLE = 10  # the newest version of torch's archives that torch 2.13 reads
 # The first torch that has a dtype, for those that came late.
 _SINCE = {
@@ -57,6 +62,30 @@ def newer_dtypes(view: View) -> Iterator[Finding]:
             fix="holdtrue verify and convert work without it",
             command=f"pip install --upgrade 'torch>={needed}'",
         )
+
+
+def newer_torch(view: View) -> Iterator[Finding]:
+    """Functions and dtypes of torch's that the file names and the torch here does not have."""
+    operations = view.about.get("would_run") or []
+    late = [op for op in operations if op.kind == "import" and _of_torch(op.name)]
+    for op in late:
+        yield Finding(
+            code="torch-older",
+            severity="error",
+            where=f"{view.path}: {op.place or f'byte {op.offset} of the pickle'}: {op.name}",
+            what=f"torch {installed_version('torch') or 'here'} has no {op.name}",
+            why="a newer version of torch wrote the file, or the name in it is damaged; the "
+            "tensors that need it cannot be read",
+            fix="holdtrue reads the other tensors of the file",
+            command="pip install --upgrade torch",
+        )
+
+
+def _of_torch(name: str) -> bool:
+    if _REBUILD.match(name):
+        return defines(name) is not True
+    found = _DTYPE.fullmatch(name)
+    return found is not None and found[1] not in DTYPES
 
 
 def big_endian(view: View) -> Iterator[Finding]:
