@@ -113,8 +113,6 @@ def _class_statement(path: Path, name: str) -> ast.ClassDef | None:
     if start is None:
         return None
     end = _NEXT.search(text, start.end())
-        text, start.end()
-    )
     try:
         (node,) = ast.parse(text[start.start() : end.start() if end else None]).body
     except (ValueError, SyntaxError, RecursionError):
