@@ -84,7 +84,9 @@ def _interpret(machine: PickleStack) -> Any:
             if name == "STOP":
                 break
             if name not in OPCODES:
-                context.refuse("opcode", f"{name} ({opcode.code})")
+                # A long number is a value, and has a place; the others are how values are spelled.
+                value = (argument,) if name == "LONG4" else ()
+                context.refuse("opcode", f"{name} ({opcode.code})", *value)
             elif name == "SHORT_BINSTRING" and type(argument) is bytes:
                 context.refuse("text", "a Python 2 string that is not UTF-8", argument)
             _RUN[name](machine, argument)

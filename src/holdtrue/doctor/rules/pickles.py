@@ -99,13 +99,12 @@ def weights_only_refuses(view: View) -> Iterator[Finding]:
             [place for r in text for place in _of_refused(view, r)],
         )
     if not names and opcodes and not told:
-        protocol = view.about.get("protocol")
         yield _refuses(
             view,
-            f"pickle protocol {protocol}",
+            _spelling(view, opcodes),
             "it knows the opcodes of protocol 2, which torch.save writes unless told otherwise; "
             f"this file has {', '.join(r.name for r in opcodes[:4])}",
-            [],
+            [f"{view.path}: {place}" for r in opcodes for place in r.places],
         )
     elif names:
         shown = [r.name for r in names]
@@ -117,6 +116,13 @@ def weights_only_refuses(view: View) -> Iterator[Finding]:
             f"list{more}",
             [place for r in names for place in _of_refused(view, r)],
         )
+
+
+def _spelling(view: View, opcodes: list[Refused]) -> str:
+    protocol = view.about.get("protocol")
+    if protocol == 2 and all(r.name.startswith("LONG4") for r in opcodes):
+        return "whole numbers of more than 255 bytes"
+    return f"pickle protocol {protocol}"
 
 
 def _refuses(view: View, what: str, why: str, places: list[str]) -> Finding:
