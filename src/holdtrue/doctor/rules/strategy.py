@@ -1,5 +1,6 @@
 """What kind of file it is, where that decides how it must be loaded."""
 
+import re
 import shlex
 from collections.abc import Iterator
 from pathlib import PurePath
@@ -199,6 +200,23 @@ def wrong_suffix(view: View) -> Iterator[Finding]:
         fix=f"mv {shlex.quote(view.path)} {shlex.quote(right)}; holdtrue reads it as it is",
         command=restore_command(view.path),
     )
+
+
+def shard_alone(view: View) -> Iterator[Finding]:
+    """One of several files of a model, taken for the whole."""
+    name = PurePath(view.path).name
+    found = re.search(r"-(\d{5})-of-(\d{5})\.(safetensors|bin|pt|pth)$", name)
+    if found and view.format in ("safetensors", "torch-zip", "torch-legacy") and int(found[2]) > 1:
+        folder = str(PurePath(view.path).parent)
+        yield Finding(
+            code="shard-alone",
+            severity="note",
+            where=view.path,
+            what=f"the file is shard {int(found[1])} of {int(found[2])}",
+            why="each shard holds other tensors of the model; the index beside them says which",
+            fix="open the folder, or the index in it",
+            command=restore_command(folder),
+        )
 
 
 def no_tensors(view: View) -> Iterator[Finding]:
