@@ -12,7 +12,8 @@ _CODES = (
     "code-in-file", "duplicate-keys", "ema-and-raw", "empty-placeholders", "flat-parameters",
     "index-missing", "latest-dangling", "lightning-checkpoint", "more-than-weights",
     "names-absent", "object-in-file", "optimizer-only", "partition-file", "plain-pickle",
-    "put-aside", "quantised-state", "shard-alone", "smaller-than-siblings", "storage-waste", "tied-tensors",
+    "put-aside", "quantised-state", "shard-alone", "smaller-than-siblings",
+    "storage-waste", "tied-tensors",
     "torchscript-archive", "training-checkpoint", "weights-only-refuses", "weights-repeated",
     "whole-model", "wrong-suffix",
 )  # fmt: skip

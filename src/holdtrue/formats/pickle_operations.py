@@ -44,7 +44,7 @@ _DANGEROUS_NAMES = (
     "builtins.delattr", "builtins.eval", "builtins.exec", "builtins.execfile", "builtins.file",
     "builtins.getattr", "builtins.globals", "builtins.input", "builtins.locals", "builtins.map",
     "builtins.open", "builtins.setattr", "builtins.vars", "_codecs.lookup", "codecs.open",
-    "functools.reduce", "itertools.starmap",
+    "functools.partial", "functools.reduce", "itertools.starmap",
     "numpy.core.multiarray.fromfile", "numpy.fromfile", "numpy.load", "numpy.f2py",
     "numpy.testing._private.utils", "numpy.distutils", "pandas.eval", "pandas.read_pickle",
     "torch.classes", "torch.distributed.rpc", "torch.hub", "torch.jit", "torch.load",
@@ -58,7 +58,7 @@ _DANGEROUS_NAMES = (
 
 # Within those packages, names that hold or take apart values and reach nothing.
 _HARMLESS = (
-    "concurrent.futures._base.TimeoutError", "functools.partial", "logging.LogRecord",
+    "concurrent.futures._base.TimeoutError", "logging.LogRecord",
     "logging.makeLogRecord", "platform.uname_result", "sys.float_info", "urllib.parse",
 )  # fmt: skip
 
