@@ -12,11 +12,12 @@ from torch import nn
 
 from holdtrue.capture.architecture import capture_architecture, describe_tensors
 from holdtrue.doctor.examining import examine
-from holdtrue.doctor.fit.comparison import filled_elements
+from holdtrue.doctor.fit.comparison import filled_elements, missing, unexpected
 from holdtrue.doctor.fit.layouts import LAYOUTS, Rewrite, find_rewrites
 from holdtrue.doctor.fit.matching import Matching, match
 from holdtrue.doctor.fit.patterns import compress, renaming
 from holdtrue.doctor.fit.roles import set_apart
+from holdtrue.doctor.fit.spellings import is_quantised
 from holdtrue.doctor.state_dicts import StateDict, state_dicts
 from holdtrue.doctor.subjects import Fit, Proposal
 from holdtrue.findings import Finding, Severity
@@ -89,7 +90,11 @@ def _fit(request: Request, planned: Planned, part: str, target: nn.Module, state
     rewrites: list[Rewrite] = []
     if request.manifest is None:
         rewrites = find_rewrites(
-            after, places.shapes, conv1d=places.conv1d, parameters=places.parameters
+            after,
+            places.shapes,
+            conv1d=places.conv1d,
+            matrices=places.matrices,
+            parameters=places.parameters,
         )
     return Fit(
         view=request.view,
@@ -132,7 +137,7 @@ def _architecture(target: nn.Module) -> Architecture:
 
 def _propose(request: Request, planned: Planned, fits: list[Fit]) -> Proposal | None:
     """The shortest call that gives no error; without loss before with it."""
-    if request.choice.only:
+    if request.choice.only or any(_quantisation_differs(fit) for fit in fits):
         return None
     several = len(fits) > 1
     rename: dict[str, str] = dict(request.choice.rename)
@@ -144,10 +149,11 @@ def _propose(request: Request, planned: Planned, fits: list[Fit]) -> Proposal | 
         }
         head = f"{fit.part}/" if several else ""
         if not request.choice.rename:
-            # What another layout uses up goes by any name.
-            used = {source for rewrite in fit.rewrites for source in rewrite.sources}
-            names = [n for n in fit.standing.values() if n in changed or n not in used]
-            patterns = compress(changed, names)
+            # What another layout uses up, or the model has no place for, goes by any name.
+            known = frozenset(_target_names(fit))
+            free = [n for n in fit.standing.values() if n not in changed and n not in known]
+            names = [n for n in fit.standing.values() if n not in free]
+            patterns = compress(changed, names, free, known)
             rename |= {head + old: head + new for old, new in patterns.items()}
         codes |= {r.code for r in fit.rewrites}
         sure += [fit.confidence] if changed else []
@@ -169,6 +175,11 @@ def _propose(request: Request, planned: Planned, fits: list[Fit]) -> Proposal | 
         return None
     weak = "hint" if confidence == "hint" or _share(fits) < 0.5 else "likely"
     return _proposal(request, rename, choice.allow, False, weak)
+
+
+def _quantisation_differs(fit: Fit) -> bool:
+    """Then no call makes it fit: numbers and scales would have to be computed anew."""
+    return is_quantised(unexpected(fit)) or is_quantised(missing(fit))
 
 
 def _errors(planned: Planned) -> frozenset[str]:

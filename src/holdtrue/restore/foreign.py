@@ -44,7 +44,12 @@ def foreign_targets(
         if not isinstance(target, nn.Module):
             made.findings.append(_by_hand(view, name, target))
         elif not found:
-            made.findings.append(_no_state_dict(view, name))
+            packed = _packed_names(view.tree)
+            here = any("quantized" in type(m).__module__ for m in target.modules())
+            differs = packed and not here
+            made.findings.append(
+                _quantised(name, packed) if differs else _no_state_dict(view, name)
+            )
         else:
             places = Places.of(target)
             rename = renamer(Plan(choice), name)
@@ -76,6 +81,7 @@ def _laid_out(made: Foreign, name: str, target: nn.Module, choice: Choice) -> di
         {new: lazy for new, (_, lazy) in renamed.items()},
         places.shapes,
         conv1d=places.conv1d,
+        matrices=places.matrices,
         parameters=places.parameters,
     )
     for rewrite in rewrites:
@@ -183,6 +189,29 @@ def _no_state_dict(view: View, name: str) -> Finding:
         why=f"it holds {held}",
         fix="name the file that the model was saved to; `holdtrue inspect` shows what is in this "
         'one; or leave the target as it is: allow=["part-missing"]',
+    )
+
+
+def _packed_names(tree: Any) -> list[str]:
+    """Keys under which torch keeps packed quantised weights: at the top, or one dict below."""
+    found: list[str] = []
+    for place in (tree, *(tree.values() if isinstance(tree, dict) else ())):
+        if isinstance(place, dict):
+            found += [k for k in place if isinstance(k, str) and "_packed_params" in k]
+    return found
+
+
+def _quantised(name: str, packed: list[str]) -> Finding:
+    return Finding(
+        code="quantisation-differs",
+        severity="error",
+        where=name,
+        what="the weights are quantised in the file and floating point in the model",
+        why=f"torch packs them into objects of its own ({', '.join(packed[:3])[:200]})",
+        fix="quantise the model in the same way before restoring, or save the weights before they "
+        "are quantised",
+        saved="quantised",
+        expected="floating point",
     )
 
 

@@ -61,7 +61,33 @@ def match(
     _by_spelling(left)
     _by_prefix(left)
     _by_likeness_and_order(left, ordered)
+    if _exchanged(left.into.renamed, file, target):
+        left.into.confidence = "hint"
     return left.into
+
+
+def _exchanged(
+    renamed: Mapping[str, str], file: Mapping[str, Shape], target: Mapping[str, Shape | None]
+) -> bool:
+    """Whether a part of the file is called like another part of the model, and that like a third:
+    then equal names may be chance as well."""
+    mine, theirs = _paths(file), _paths(target)
+    for old, new in renamed.items():
+        a, b = old.split("."), new.split(".")
+        while len(a) > 1 and len(b) > 1 and a[-1] == b[-1]:
+            a, b = a[:-1], b[:-1]
+        if ".".join(a) in theirs and ".".join(b) in mine:
+            return True
+    return False
+
+
+def _paths(names: Iterable[str]) -> set[str]:
+    """Every name and all that it stands in."""
+    found: set[str] = set()
+    for name in names:
+        pieces = name.split(".")
+        found |= {".".join(pieces[:at]) for at in range(1, len(pieces) + 1)}
+    return found
 
 
 def _fits(shape: Shape, wanted: Shape | None) -> bool:

@@ -30,7 +30,7 @@ def train_mode(fit: Fit) -> Iterator[Finding]:
             code="train-mode",
             severity="note",
             where=f"{fit.part}/{places[0]}",
-            what=f"{len(places)} layers of the model are in train mode",
+            what=f"{len(places)} layer{'s' if len(places) > 1 else ''} of the model in train mode",
             why="BatchNorm and Dropout compute something else there, and a state dict does not "
             "carry the mode",
             fix="before it is evaluated",

@@ -4,6 +4,7 @@ import re
 from collections.abc import Iterator
 
 from holdtrue.doctor.fit.comparison import facts, matched, missing, renamed, unexpected
+from holdtrue.doctor.fit.spellings import QUANTISED, is_quantised
 from holdtrue.doctor.subjects import Fit
 from holdtrue.findings import Finding
 
@@ -12,11 +13,6 @@ _RUNNING = re.compile(r"(^|\.)running_(mean|var)$")
 _IDLE = re.compile(
     r"(^|\.)(num_batches_tracked|position_ids|token_type_ids|masked_bias|inv_freq|"
     r"relative_position_index|attn_mask|causal_mask|original_inv_freq)$|\.(attn|attention)\.bias$"
-)
-_QUANTISED = re.compile(
-    r"(^|\.)(_packed_params(\._packed_params|\.dtype)?|scale|zero_point|absmax|nested_absmax|"
-    r"quant_map|nested_quant_map|SCB|qweight|qzeros|scales|g_idx|weight_scale|"
-    r"quant_state\.[\w.]+)$"
 )
 _ADAPTER = re.compile(r"(^|\.)lora_(A|B|embedding_A|embedding_B|magnitude_vector)(\.|$)")
 
@@ -49,15 +45,47 @@ def names_differ(fit: Fit) -> Iterator[Finding]:
     )
 
 
+def nothing_in_common(fit: Fit) -> Iterator[Finding]:
+    """Not one tensor of the file is one of the model."""
+    if not _is_nothing(fit):
+        return
+    names = list(fit.standing.values())
+    adapter = bool(names) and all(_ADAPTER.search(n) for n in names)
+    yield Finding(
+        code="adapter-only" if adapter else "nothing-restored",
+        severity="error",
+        where=fit.part,
+        what="the file holds an adapter (LoRA) alone, not the model that it belongs to"
+        if adapter
+        else f"none of the file's {len(names)} tensors is one of the model's {len(fit.needed)}",
+        why="PEFT saves the adapter without the base model; its names are those of the model "
+        "wrapped by get_peft_model"
+        if adapter
+        else "no name and no shape in the same place: they are of two architectures",
+        fix="load the base model, then PeftModel.from_pretrained(model, folder); a model that is "
+        "wrapped already can be restored into"
+        if adapter
+        else "compare what the file holds (holdtrue inspect) with the model that was built",
+        saved=", ".join(names[:3])[:200],
+        expected=", ".join(group[0] for group in fit.needed[:3])[:200],
+    )
+
+
+def _is_nothing(fit: Fit) -> bool:
+    known = facts(fit)
+    shared = any(name in known for name in fit.standing.values())
+    return bool(fit.needed) and not (fit.names or fit.rewrites or shared)
+
+
 def quantised(fit: Fit) -> Iterator[Finding]:
     """Quantised weights for a model of floating-point ones, or the other way round."""
-    left = [n for n in unexpected(fit) if _QUANTISED.search(n)]
-    lacking = [n for n in missing(fit) if _QUANTISED.search(n)]
+    left = [n for n in unexpected(fit) if QUANTISED.search(n)]
+    lacking = [n for n in missing(fit) if QUANTISED.search(n)]
     for names, saved, here in (
         (left, "quantised", "floating point"),
         (lacking, "floating point", "quantised"),
     ):
-        if _is_quantised(names):
+        if is_quantised(names):
             yield Finding(
                 code="quantisation-differs",
                 severity="error",
@@ -75,6 +103,8 @@ def quantised(fit: Fit) -> Iterator[Finding]:
 
 def missing_keys(fit: Fit) -> Iterator[Finding]:
     """What the file lacks: parameters, statistics that matter, counters that do not."""
+    if _is_nothing(fit):
+        return
     explained = _quantised_modules(fit)
     names = [n for n in missing(fit) if _module(n) not in explained]
     here = facts(fit)
@@ -108,8 +138,10 @@ def missing_keys(fit: Fit) -> Iterator[Finding]:
 
 def unexpected_keys(fit: Fit) -> Iterator[Finding]:
     """What the model has no place for."""
-    explained = _is_quantised([n for n in unexpected(fit) if _QUANTISED.search(n)])
-    names = [n for n in unexpected(fit) if not (explained and _QUANTISED.search(n))]
+    if _is_nothing(fit):
+        return
+    explained = is_quantised([n for n in unexpected(fit) if QUANTISED.search(n)])
+    names = [n for n in unexpected(fit) if not (explained and QUANTISED.search(n))]
     adapters = [n for n in names if _ADAPTER.search(n)]
     idle = [n for n in names if _IDLE.search(n)]
     rest = [n for n in names if n not in {*adapters, *idle}]
@@ -152,16 +184,10 @@ def restore_call(fit: Fit) -> Iterator[Finding]:
     )
 
 
-def _is_quantised(names: list[str]) -> bool:
-    """A `scale` alone is a parameter that many models have."""
-    telling = [n for n in names if not re.search(r"(^|\.)(scale|scales)$", n)]
-    return bool(telling)
-
-
 def _quantised_modules(fit: Fit) -> set[str]:
-    names = [n for n in unexpected(fit) if _QUANTISED.search(n)]
-    lacking = [n for n in missing(fit) if _QUANTISED.search(n)]
-    if not (_is_quantised(names) or _is_quantised(lacking)):
+    names = [n for n in unexpected(fit) if QUANTISED.search(n)]
+    lacking = [n for n in missing(fit) if QUANTISED.search(n)]
+    if not (is_quantised(names) or is_quantised(lacking)):
         return set()
     return {_module(n.partition("._packed_params")[0] + ".x") for n in [*names, *lacking]} | {
         _module(n) for n in [*names, *lacking]
