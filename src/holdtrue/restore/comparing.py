@@ -9,7 +9,7 @@ from holdtrue.doctor.examining import examine
 from holdtrue.errors import HoldtrueError
 from holdtrue.findings import Finding
 from holdtrue.restore.factories import module_of
-from holdtrue.restore.fitting import gather, together
+from holdtrue.restore.fitting import gather, together, with_source
 from holdtrue.restore.request import Request, plan_request
 
 
@@ -32,6 +32,7 @@ def compare(request: Request) -> list[Finding]:
     except HoldtrueError as error:  # the file is damaged where it had to be read
         return list(error.report.findings)
     found = [f for f in planned.plan.findings if f.code != "parts-left"]
+    found = with_source(request, planned, found)
     for fit in gather(request, planned):
         said = examine(fit, fit.part)
         if request.manifest is not None:  # the plan has said it of a record that knows more

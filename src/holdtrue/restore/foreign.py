@@ -30,6 +30,7 @@ class Foreign(Struct):
     parts: dict[str, Part] = field(default_factory=dict)
     tensors: dict[str, LazyTensor] = field(default_factory=dict)
     chosen: dict[str, Candidate] = field(default_factory=dict)
+    undecided: dict[str, str] = field(default_factory=dict)  # target → a source it could have
     findings: list[Finding] = field(default_factory=list)
 
 
@@ -63,7 +64,8 @@ def foreign_targets(
             made.parts[name] = _as_part(name, chosen.candidate.state, names, made.tensors)
             made.findings += _said(view, name, chosen)
         else:
-            made.findings.append(chosen)
+            made.findings.append(chosen.finding)
+            made.undecided[name] = chosen.source
     return made
 
 

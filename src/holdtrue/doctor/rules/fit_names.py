@@ -1,13 +1,14 @@
 """Names that a file and a model do not share: renamed, missing, left over."""
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 from holdtrue.doctor.fit.comparison import facts, matched, missing, renamed, unexpected
 from holdtrue.doctor.fit.spellings import QUANTISED, is_quantised
 from holdtrue.doctor.subjects import Fit
 from holdtrue.findings import Finding
 
+_NUMBERED = re.compile(r"^(.*?\.)?\d+\.")
 _RUNNING = re.compile(r"(^|\.)running_(mean|var)$")
 # Constants and counters that the model makes itself, or that change no output.
 _IDLE = re.compile(
@@ -45,9 +46,25 @@ def names_differ(fit: Fit) -> Iterator[Finding]:
     )
 
 
+def several_models(fit: Fit) -> Iterator[Finding]:
+    """Two models of one architecture side by side, each under its own prefix."""
+    if fit.rivals:
+        shown = ", ".join(map(repr, fit.rivals[:6]))
+        yield Finding(
+            code="state-dict-ambiguous",
+            severity="error",
+            where=fit.part,
+            what=f"{len(fit.rivals)} models in the file could be meant for {fit.part!r}",
+            why=f"each of the prefixes {shown} covers the whole model",
+            fix=f'say which one: rename={{"{fit.rivals[0]}*": "*"}}, allow=["unexpected-keys"]',
+            command=_command(fit),
+            confidence="hint",
+        )
+
+
 def nothing_in_common(fit: Fit) -> Iterator[Finding]:
     """Not one tensor of the file is one of the model."""
-    if not _is_nothing(fit):
+    if not _is_nothing(fit) or fit.rivals:
         return
     names = list(fit.standing.values())
     adapter = bool(names) and all(_ADAPTER.search(n) for n in names)
@@ -103,7 +120,7 @@ def quantised(fit: Fit) -> Iterator[Finding]:
 
 def missing_keys(fit: Fit) -> Iterator[Finding]:
     """What the file lacks: parameters, statistics that matter, counters that do not."""
-    if _is_nothing(fit):
+    if _is_nothing(fit) or fit.rivals:
         return
     explained = _quantised_modules(fit)
     names = [n for n in missing(fit) if _module(n) not in explained]
@@ -120,7 +137,7 @@ def missing_keys(fit: Fit) -> Iterator[Finding]:
          "they are state that evaluation computes with: fresh ones (0 and 1) give other outputs"),
         (idle, "buffers that the model makes itself",
          "constants or counters that a fresh model has right: nothing is lost by keeping them"),
-        (rest, "tensors", _where_from(rest)),
+        (rest, "tensors", _layers(fit, rest) or _where_from(rest)),
     ):  # fmt: skip
         if group:
             yield Finding(
@@ -138,7 +155,7 @@ def missing_keys(fit: Fit) -> Iterator[Finding]:
 
 def unexpected_keys(fit: Fit) -> Iterator[Finding]:
     """What the model has no place for."""
-    if _is_nothing(fit):
+    if _is_nothing(fit) or fit.rivals:
         return
     explained = is_quantised([n for n in unexpected(fit) if QUANTISED.search(n)])
     names = [n for n in unexpected(fit) if not (explained and QUANTISED.search(n))]
@@ -150,7 +167,8 @@ def unexpected_keys(fit: Fit) -> Iterator[Finding]:
          "the model was not wrapped by PEFT; without them it computes what the base model does"),
         (idle, ": buffers that models make themselves", "they hold constants or counters, no "
          "weights: nothing is lost by leaving them out"),
-        (rest, "", "the file was written by another architecture, or with more around the model"),
+        (rest, "", _layers(fit, rest)
+         or "the file was written by another architecture, or with more around the model"),
     ):  # fmt: skip
         if group:
             yield Finding(
@@ -169,7 +187,7 @@ def unexpected_keys(fit: Fit) -> Iterator[Finding]:
 def restore_call(fit: Fit) -> Iterator[Finding]:
     """The call that makes it fit, tried before it is told."""
     proposal = fit.proposal
-    if proposal is None or not (proposal.rename or proposal.allow):
+    if proposal is None:
         return
     cost = "nothing is lost" if proposal.lossless else matched(fit)
     yield Finding(
@@ -196,6 +214,29 @@ def _quantised_modules(fit: Fit) -> set[str]:
 
 def _module(name: str) -> str:
     return name.rpartition(".")[0]
+
+
+def _layers(fit: Fit, names: list[str]) -> str:
+    """Whole layers more or fewer, as a clause; "" where it is something else."""
+    found: set[str] = set()
+    for name in names:
+        match = _NUMBERED.match(name)
+        if match is None:
+            return ""
+        found.add(match[1] or "")
+    saved = {head: _indices(head, fit.standing.values()) for head in found}
+    here = {head: _indices(head, facts(fit)) for head in found}
+    if any(not saved[head] or not here[head] or saved[head] == here[head] for head in found):
+        return ""
+    counts = [
+        f"{len(saved[head])} layers below {head!r}, the model {len(here[head])}"
+        for head in sorted(found)
+    ]
+    return f"another depth: the file has {' and '.join(counts)}"
+
+
+def _indices(head: str, names: Iterable[str]) -> set[str]:
+    return {n[len(head) :].partition(".")[0] for n in names if n.startswith(head)}
 
 
 def _where_from(names: list[str]) -> str:
