@@ -31,6 +31,7 @@ class Foreign(Struct):
     tensors: dict[str, LazyTensor] = field(default_factory=dict)
     chosen: dict[str, Candidate] = field(default_factory=dict)
     undecided: dict[str, str] = field(default_factory=dict)  # target → a source it could have
+    lost: set[str] = field(default_factory=set)  # targets that the file has nothing for
     findings: list[Finding] = field(default_factory=list)
 
 
@@ -44,6 +45,7 @@ def foreign_targets(
     for name, target in targets.items():
         if not isinstance(target, nn.Module):
             made.findings.append(_by_hand(view, name, target))
+            made.lost.add(name)
         elif not found:
             packed = _packed_names(view.tree)
             here = any("quantized" in type(m).__module__ for m in target.modules())
@@ -51,6 +53,7 @@ def foreign_targets(
             made.findings.append(
                 _quantised(name, packed) if differs else _no_state_dict(view, name)
             )
+            made.lost.add(name)
         else:
             places = Places.of(target)
             rename = renamer(Plan(choice), name)
@@ -66,6 +69,7 @@ def foreign_targets(
         else:
             made.findings.append(chosen.finding)
             made.undecided[name] = chosen.source
+            made.lost.add(name)
     return made
 
 
@@ -207,7 +211,7 @@ def _quantised(name: str, packed: list[str]) -> Finding:
     return Finding(
         code="quantisation-differs",
         severity="error",
-        where=name,
+        where=f"{name}/{packed[0]}",
         what="the weights are quantised in the file and floating point in the model",
         why=f"torch packs them into objects of its own ({', '.join(packed[:3])[:200]})",
         fix="quantise the model in the same way before restoring, or save the weights before they "

@@ -59,6 +59,7 @@ def several_models(fit: Fit) -> Iterator[Finding]:
             fix=f'say which one: rename={{"{fit.rivals[0]}*": "*"}}, allow=["unexpected-keys"]',
             command=_command(fit),
             confidence="hint",
+            places=tuple(f"{fit.part}: {prefix}*" for prefix in fit.rivals),
         )
 
 
@@ -71,7 +72,7 @@ def nothing_in_common(fit: Fit) -> Iterator[Finding]:
     yield Finding(
         code="adapter-only" if adapter else "nothing-restored",
         severity="error",
-        where=fit.part,
+        where=f"{fit.view.path}: {names[0]}" if names else fit.part,
         what="the file holds an adapter (LoRA) alone, not the model that it belongs to"
         if adapter
         else f"none of the file's {len(names)} tensors is one of the model's {len(fit.needed)}",
