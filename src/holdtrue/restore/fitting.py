@@ -235,7 +235,9 @@ def _propose(request: Request, planned: Planned, fits: list[Fit]) -> Proposal | 
     choice = replace(choice, allow=choice.allow | left)
     if _errors(plan_request(replace(request, choice=choice), dry=True)):
         return None
-    weak = "hint" if confidence == "hint" or _share(fits) < 0.5 else "likely"
+    # What both lack of each other makes it two architectures, of which some names are the same.
+    two = {"missing-keys", "unexpected-keys"} <= left
+    weak = "hint" if two or confidence == "hint" or _share(fits) < 0.5 else "likely"
     return _proposal(request, rename, choice.allow, False, weak)
 
 
