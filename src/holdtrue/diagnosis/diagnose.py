@@ -52,8 +52,8 @@ def diagnose(
     if targets:
         beside = about_targets(checkpoint, os.fspath(path), targets)
         # What the comparison knows more of is not told twice.
-        told = {finding.code for finding in beside}
-        findings = [*(f for f in findings if f.code not in told), *beside]
+        compared = {finding.code for finding in beside}
+        findings = [*(f for f in findings if f.code not in compared), *beside]
     if deep:
         findings += about_damage(checkpoint, findings)
         findings += about_values(checkpoint, findings, progress, targets)
