@@ -5,7 +5,7 @@ a rule. A table of rules was rejected: it is one more place to forget.
 """
 
 import inspect
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Hashable, Iterable, Iterator
 from functools import cache
 from importlib import import_module
 from pkgutil import iter_modules
@@ -29,7 +29,7 @@ def examine(subject: Any, where: str) -> list[Finding]:
 
 
 @cache
-def rules_for(kind: type) -> tuple[Rule, ...]:
+def rules_for(kind: Hashable) -> tuple[Rule, ...]:
     """The rules whose parameter is of this type, by family and in the order of the source."""
     return tuple(rule for rule in _rules() if _parameter(rule) is kind)
 
