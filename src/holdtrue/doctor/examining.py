@@ -5,7 +5,7 @@ a rule. A table of rules was rejected: it is one more place to forget.
 """
 
 import inspect
-from collections.abc import Callable, Hashable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from functools import cache
 from importlib import import_module
 from pkgutil import iter_modules
@@ -28,13 +28,17 @@ def examine(subject: Any, where: str) -> list[Finding]:
     return found
 
 
-@cache
-def rules_for(kind: Hashable) -> tuple[Rule, ...]:
+def rules_for(kind: type) -> tuple[Rule, ...]:
     """The rules whose parameter is of this type, by family and in the order of the source."""
     return tuple(rule for rule in _rules() if _parameter(rule) is kind)
 
 
-def _rules() -> Iterator[Rule]:
+@cache
+def _rules() -> tuple[Rule, ...]:
+    return tuple(_defined())
+
+
+def _defined() -> Iterator[Rule]:
     for info in iter_modules(rules.__path__):
         module = import_module(f"{rules.__name__}.{info.name}")
         for name, value in vars(module).items():
