@@ -65,3 +65,11 @@ def test_random_names_are_recovered_or_refused(seed, tmp_path):
     assert done.ok
     if "allow=" not in command and sure != "hint":
         assert same(target, model.state_dict()), command
+
+
+def test_names_made_to_be_slow_are_left_alone(tmp_path):
+    deep = ".".join("1" for _ in range(400))
+    state = {f"{deep}.{i}.weight": torch.ones(3, 3) for i in range(40)}
+    state |= {"*" * 40 + str(i): torch.ones(3) for i in range(40)}
+    report = holdtrue.diagnose(saved(state, tmp_path), model=nn.Linear(3, 3))
+    assert codes(report, "error")

@@ -18,7 +18,10 @@ from holdtrue.doctor.fit.wrappers import Shape
 Confidence = Literal["certain", "likely", "hint"]
 _RIVALS = 16  # names of the target that one ending may propose
 _MARGIN = 0.04  # by which a name must be more alike than the next
-_LARGEST_GROUP = 256  # of equal shapes: beyond, names are not compared each with each
+_LARGEST_GROUP = 128  # of equal shapes: beyond, names are not compared each with each
+_COMPARED = 200_000  # pairs of names that are compared in all
+_LONGEST = 512  # characters, and
+_DEEPEST = 48  # components of a name that is looked at
 _ORDER: dict[Confidence, int] = {"certain": 0, "likely": 1, "hint": 2}
 
 
@@ -58,6 +61,8 @@ def match(
     # A name that both have, with two shapes, is one tensor that was changed, not two of them.
     for name in [n for n in left.file if n in left.target]:
         del left.file[name], left.target[name]
+    for name in [n for n in left.file if len(n) > _LONGEST or n.count(".") >= _DEEPEST]:
+        del left.file[name]
     _by_spelling(left)
     _by_prefix(left)
     _by_likeness_and_order(left, ordered)
@@ -184,8 +189,10 @@ def _by_likeness_and_order(left: _Open, ordered: bool) -> None:
             theirs[_kind(name), wanted].append(name)
     found: dict[str, tuple[str, Confidence]] = {}
     by_order: list[str] = []
+    compared = 0
     for (_, shape), files, targets in _groups(mine, theirs):
-        if len(files) > _LARGEST_GROUP or len(targets) > _LARGEST_GROUP:
+        compared += len(files) * len(targets)
+        if max(len(files), len(targets)) > _LARGEST_GROUP or compared > _COMPARED:
             continue
         if len(files) == len(targets) == 1:
             alike = likeness(files[0], targets[0])

@@ -5,6 +5,7 @@ from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Mapping
 
 _WEIGHED = 48  # candidates that are tried in one round
+_STARS = 3  # numbers that a pattern leaves open
 _MOST = 400  # rounds, and so patterns
 
 
@@ -129,6 +130,9 @@ def _numbered(a: list[str], b: list[str]) -> Iterator[tuple[list[str], list[str]
 
 
 def _starred(components: list[str]) -> list[str]:
+    """Numbers as *; of many none, since each * makes a pattern slower to fit."""
+    if sum(c.isdigit() for c in components) > _STARS:
+        return components
     return ["*" if c.isdigit() else c for c in components]
 
 

@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Collection, Sequence
-from functools import cache
+from functools import lru_cache
 
 _REWRITES = (
     (re.compile(r"(^|\.)(_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module|_forward_module)"
@@ -52,7 +52,7 @@ def is_quantised(names: Collection[str]) -> bool:
     return any(n not in ("scale", "scales") for n in found)
 
 
-@cache
+@lru_cache(100_000)
 def words(name: str) -> tuple[str, ...]:
     """The words and numbers of a name, each word of the field in one spelling."""
     found = []
