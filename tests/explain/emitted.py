@@ -15,9 +15,9 @@ def _trees():
 def _texts(node):
     """The kebab-case texts below a node."""
     for part in ast.walk(node):
-        if isinstance(part, ast.Constant) and isinstance(part.value, str):
-            if KEBAB.match(part.value):
-                yield part.value
+        text = part.value if isinstance(part, ast.Constant) else None
+        if isinstance(text, str) and KEBAB.match(text):
+            yield text
 
 
 def _takers(trees):
@@ -28,8 +28,8 @@ def _takers(trees):
             if isinstance(node, ast.FunctionDef):
                 names = [a.arg for a in node.args.args if a.arg not in ("self", "cls")]
             elif isinstance(node, ast.ClassDef):
-                names = [s.target.id for s in node.body
-                         if isinstance(s, ast.AnnAssign) and isinstance(s.target, ast.Name)]  # fmt: skip
+                fields = [s.target for s in node.body if isinstance(s, ast.AnnAssign)]
+                names = [target.id for target in fields if isinstance(target, ast.Name)]
             else:
                 continue
             if "code" in names:

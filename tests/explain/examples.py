@@ -27,7 +27,7 @@ def example(code):
 
 
 def run(code):
-    """The report that the example of a page leaves or raises. The working directory is the caller's."""
+    """The report that a page's example leaves or raises; it runs where the caller is."""
     random.seed(0)
     np.random.seed(0)
     torch.manual_seed(0)

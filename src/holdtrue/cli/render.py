@@ -7,6 +7,7 @@ from typing import Any
 from rich.console import Console
 from rich.text import Text
 
+from holdtrue.doctor.explain import page
 from holdtrue.findings import Finding, Report, render_finding, report_to_builtins, summary
 
 _STYLES = {"error": "bold red", "warning": "yellow", "note": "cyan"}
@@ -37,6 +38,9 @@ def show_report(report: Report, *, json: bool) -> None:
         console.print(styled_finding(finding))
     console.print()
     console.print(Text(summary(report)))
+    explained = next((f.code for f in report.findings if page(f.code)), None)
+    if explained is not None:
+        console.print(Text(f"holdtrue explain {explained} says more", style="dim"))
 
 
 def show_json(value: Any) -> None:

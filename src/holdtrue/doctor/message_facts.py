@@ -204,6 +204,17 @@ _WRAPPERS = {
 _NESTED = ("state_dict", "model_state_dict", "model", "net", "epoch", "optimizer", "ema")
 
 
+def _another_loader(text: str) -> Iterable[Fact]:
+    if re.search(r"TorchScript archives|did you mean to use torch\.jit\.load", text):
+        yield Fact("it is a TorchScript file: torch.jit.load, or holdtrue.open, which runs nothing")
+    if "locating file constants.pkl" in text:
+        yield Fact("it is no TorchScript file: torch.load it, or holdtrue.open")
+    if "legacy .tar format" in text:
+        yield Fact("it was written before torch 0.4: holdtrue.open reads it, running nothing")
+    if "mmap can only be used with files saved" in text:
+        yield Fact("it was written before torch 1.6: holdtrue convert makes a new one of it")
+
+
 def _keys(text: str) -> Iterable[Fact]:
     if "key(s) in state_dict" not in text:
         return
@@ -239,5 +250,5 @@ def _listed(text: str, which: str) -> list[str]:
 
 _DECODERS: tuple[Callable[[str], Iterable[Fact]], ...] = (
     *(_operand, _missing_bytes, _wrong_length, _writer, _version, _header, _global),
-    *(_errno, _device, _shapes, _keys),
+    *(_errno, _device, _shapes, _keys, _another_loader),
 )

@@ -16,12 +16,14 @@ from holdtrue.doctor.message_facts import Fact, facts
 
 _LONGEST = 100_000  # characters of a message; of a longer one the end
 _SHOWN = 5
+_LINE = 120  # characters of a message that are repeated
 _DECODED = 1000  # above what any pattern of plain text weighs
 _PLACEHOLDER = re.compile(r"<[a-z_ ]+>")
 _CHAINED = re.compile(
     r"^(The above exception was the direct cause|During handling of the above exception)"
 )
 _RANK = re.compile(r"^(\[rank\d+\]:\s?|\s*\|\s?)")
+_COLOUR = re.compile(r"\x1b\[[0-9;]*m")
 _WORD = re.compile(r"[a-z_][a-z_0-9]{3,}")
 
 
@@ -59,7 +61,7 @@ def read_message(text: str) -> Reading:
     if not fits:
         fits = tuple(_fit(code, sure=False) for code in _by_words(" ".join(blocks)))
     return Reading(
-        message=blocks[0][:500] if blocks else "",
+        message=_shortened(blocks[0]) if blocks else "",
         facts=tuple(dict.fromkeys(fact.text for fact in said)),
         fits=fits[:_SHOWN],
     )
@@ -67,7 +69,7 @@ def read_message(text: str) -> Reading:
 
 def exceptions(text: str) -> list[str]:
     """The messages of a traceback, the last one first; a text that is none is one message."""
-    lines = [_RANK.sub("", line) for line in text.splitlines()]
+    lines = [_RANK.sub("", line) for line in _COLOUR.sub("", text).splitlines()]
     if not any(line.startswith("Traceback (most recent") for line in lines):
         return [single] if (single := _single(lines)) else []
     blocks: list[list[str]] = []
@@ -88,6 +90,11 @@ def exceptions(text: str) -> list[str]:
 
 def _single(lines: list[str]) -> str:
     return " ".join(" ".join(lines).split())
+
+
+def _shortened(message: str) -> str:
+    """Enough to know it again; the long messages of torch end in advice that is not ours."""
+    return message if len(message) <= _LINE else message[:_LINE].rpartition(" ")[0] + " …"
 
 
 def _fit(code: str, *, sure: bool) -> Fit:

@@ -21,7 +21,7 @@ from holdtrue.formats import (
     torch_legacy,
     torch_zip,
 )
-from holdtrue.formats.detect import Kind, detect
+from holdtrue.formats.detect import Kind
 from holdtrue.formats.opening import detect_checkpoint, reader_of
 from holdtrue.formats.pickle_tensors import row
 from holdtrue.formats.source import open_source, read_bytes
