@@ -8,8 +8,11 @@ from typing import Any
 from holdtrue.checkpoint import Checkpoint
 from holdtrue.checkpoint import open as open_checkpoint
 from holdtrue.doctor.examining import examine
+from holdtrue.doctor.reading_weights import read_weights
+from holdtrue.doctor.state_dicts import state_dicts
 from holdtrue.errors import HoldtrueError
 from holdtrue.findings import Finding, Report, report
+from holdtrue.formats.view import View
 
 # With these there is nothing at the path to be diagnosed.
 _OUT_OF_REACH = frozenset({"path-missing", "permission-denied", "path-unreadable", "special-file"})
@@ -38,12 +41,48 @@ def diagnose(
             raise
         return report(str(place), error.report.findings, ["everything else: it cannot be opened"])
     findings = _about_file(checkpoint)
+    if deep:
+        findings += _about_values(checkpoint, findings, progress, targets)
     return report(str(checkpoint.path), findings, _not_checked(deep, targets))
 
 
 def _about_file(checkpoint: Checkpoint) -> list[Finding]:
     view = checkpoint.view
     return [*view.findings, *examine(view, view.path)]
+
+
+def _about_values(
+    checkpoint: Checkpoint,
+    known: list[Finding],
+    progress: Progress | None,
+    targets: dict[str, Any],
+) -> list[Finding]:
+    """What the values of the tensors show, apart from damage that has been told already."""
+    view = checkpoint.view
+    weights, damage = read_weights(view, progress, _wanted_dtypes(view, targets))
+    told = {(finding.code, finding.where) for finding in known}
+    new = [finding for finding in damage if (finding.code, finding.where) not in told]
+    return [*new, *examine(weights, view.path)]
+
+
+def _wanted_dtypes(view: View, targets: dict[str, Any]) -> dict[str, str]:
+    """The dtype of the live tensor that each of the file's is meant for, where names are equal.
+
+    The state dict is the one with most of a target's names.
+    """
+    paths = {id(tensor): path for path, tensor in view.tensors.items()}
+    wanted: dict[str, str] = {}
+    for target in targets.values():
+        named = getattr(target, "named_parameters", None)
+        live = {name: str(p.dtype).removeprefix("torch.") for name, p in named()} if named else {}
+        states = [state.names for state in state_dicts(view)]
+        names = max(states, key=lambda names: len(names.keys() & live.keys()), default={})
+        wanted |= {
+            paths[id(tensor)]: live[name]
+            for name, tensor in names.items()
+            if name in live and id(tensor) in paths
+        }
+    return wanted
 
 
 def _not_checked(deep: bool, targets: dict[str, Any]) -> list[str]:

@@ -4,11 +4,11 @@ A rule asks for one of these by the type of its parameter. A file alone is a `Vi
 """
 
 from collections.abc import Mapping
-from typing import Any
 
-from msgspec import Struct
+from msgspec import Struct, field
 
 from holdtrue.doctor.state_dicts import StateDict
+from holdtrue.doctor.statistics import Statistics
 from holdtrue.formats.view import View
 from holdtrue.records.architecture import Architecture
 
@@ -24,7 +24,12 @@ class Fit(Struct, frozen=True, kw_only=True, eq=False):
 
 
 class Weights(Struct, frozen=True, kw_only=True, eq=False):
-    """The values of a file's tensors, summed up: path in `view.tensors` → statistics."""
+    """The values of a file's tensors, summed up, and the dtypes that they are meant for, if known.
+
+    Both are by the paths of `view.tensors`; a component's by its tensor's path and its own name.
+    What could not be read, or holds no numbers, has no statistics.
+    """
 
     view: View
-    statistics: Mapping[str, Any]
+    statistics: Mapping[str, Statistics]
+    wanted: Mapping[str, str] = field(default_factory=dict)  # path → the live tensor's dtype
