@@ -53,6 +53,13 @@ def test_a_message_however_it_is_given(how):
     assert page("git-lfs-pointer").text in done.stdout
 
 
+def test_the_end_of_a_long_log_is_read():
+    log = "step 1 loss 0.5\n" * 100_000
+    trace = f'Traceback (most recent call last):\n  File "a.py", line 1, in f\n{POINTER}\n'
+    done = explain("-", piped=log + trace)
+    assert done.stdout.startswith(POINTER)
+
+
 def test_a_message_as_json():
     told = json.loads(explain(POINTER, "--json").stdout)
     assert told["message"] == POINTER

@@ -1,5 +1,6 @@
 """Error messages of other tools, most of them made by doing the thing, lead to the right page."""
 
+import re
 import sys
 from pathlib import Path
 
@@ -101,13 +102,12 @@ def test_a_recorded_message_leads_to_its_page(message, figure):
     figure("recorded error messages that lead to their page")
 
 
-def test_each_pattern_leads_to_its_own_page_or_to_one_that_fits_better():
-    for code in codes():
-        for pattern in page(code).messages:
-            found = [
-                fit.code for fit in read_message(pattern.replace("<", "").replace(">", "")).fits
-            ]
-            assert found, (code, pattern)
+@pytest.mark.parametrize("code", [code for code in codes() if page(code).messages])
+def test_each_pattern_leads_to_some_page(code):
+    for pattern in page(code).messages:
+        reading = read_message(re.sub(r"<[a-z_ ]+>", "x1", pattern))
+        assert reading.fits, pattern
+        assert reading.fits[0].sure, pattern
 
 
 FACTS = {
@@ -130,6 +130,9 @@ FACTS = {
     "don't know how to restore data location of torch.storage.UntypedStorage (tagged with npu:0)": (
         "saved from npu:0"
     ),
+    "NotImplementedError: cannot instantiate 'PosixPath' on your system": "operating system",
+    "UnicodeDecodeError: 'ascii' codec can't decode byte 0xc3 in position 0": "Python 2",
+    "ModuleNotFoundError: No module named 'numpy._core'": "another major version of NumPy",
     "PytorchStreamReader failed locating file constants.pkl: file not found": "torch.load it",
     "Cannot use ``weights_only=True`` with TorchScript archives passed to ``torch.load``.": (
         "torch.jit.load"

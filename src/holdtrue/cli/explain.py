@@ -14,7 +14,7 @@ from holdtrue.doctor.explain import Page, near_codes, page, pages
 from holdtrue.doctor.messages import Reading, read_message
 
 _CODE = re.compile(r"[a-z0-9]+(-[a-z0-9]+)*\Z")
-_MOST = 1_000_000  # characters read from stdin
+_KEPT = 1 << 20  # bytes of what is piped in: its end, where a traceback stands
 
 
 @click.command(name="explain", short_help="What a finding, or an error message, means.")
@@ -32,7 +32,7 @@ def command(what: str | None, json: bool, schema: bool) -> None:
         return
     if what == "-":
         what = _piped()
-    elif what is None and not sys.stdin.isatty():
+    elif what is None and sys.stdin is not None and not sys.stdin.isatty():
         what = _piped().strip() or None
     if what is None:
         _list(json=json)
@@ -43,8 +43,11 @@ def command(what: str | None, json: bool, schema: bool) -> None:
 
 
 def _piped() -> str:
-    # Bytes that are no text are of no use to a pattern, and no reason to fail.
-    return sys.stdin.buffer.read(_MOST).decode("utf-8", "replace")
+    """The end of what is piped in. Bytes that are no text are no reason to fail."""
+    kept = b""
+    while chunk := sys.stdin.buffer.read(_KEPT):
+        kept = (kept + chunk)[-_KEPT:]
+    return kept.decode("utf-8", "replace")
 
 
 def _list(*, json: bool) -> None:
@@ -70,7 +73,7 @@ def _show_page(found: Page, *, json: bool) -> None:
         return
     console = stdout()
     if console.is_terminal:
-        console.print(Markdown(found.text))
+        console.print(Markdown(found.text), soft_wrap=False)
     else:
         print(found.text, end="")
 

@@ -68,7 +68,10 @@ def _first_byte(value: int, said: str) -> Fact:
     shown = f" ({chr(value)!r})" if 32 <= value < 127 else ""
     known = _BYTES.get(value)
     if known is None:
-        return Fact(f"{said} is the byte 0x{value:02x}{shown}, with which no pickle goes on")
+        return Fact(
+            f"{said} is the byte 0x{value:02x}{shown}, with which no pickle goes on",
+            "unknown-format",
+        )
     return Fact(f"{said} is the byte 0x{value:02x}{shown}: {known[0]}", known[1])
 
 
@@ -211,6 +214,12 @@ def _another_loader(text: str) -> Iterable[Fact]:
         yield Fact("it is no TorchScript file: torch.load it, or holdtrue.open")
     if "legacy .tar format" in text:
         yield Fact("it was written before torch 0.4: holdtrue.open reads it, running nothing")
+    if "cannot instantiate '" in text and "Path'" in text:
+        yield Fact("a path that was pickled on another operating system: holdtrue.open reads it")
+    if "'ascii' codec can't decode" in text:
+        yield Fact("a pickle of Python 2: holdtrue.open reads its byte strings as they are")
+    if re.search(r"No module named 'numpy\._?core", text):
+        yield Fact("saved with another major version of NumPy: holdtrue.open needs none of it")
     if "mmap can only be used with files saved" in text:
         yield Fact("it was written before torch 1.6: holdtrue convert makes a new one of it")
 
