@@ -40,6 +40,16 @@ def written(truth: Mapping[str, torch.Tensor], *, least: int | None = None) -> M
     return Mended(check)
 
 
+def kept(truth: Mapping[str, torch.Tensor]) -> Mended:
+    """The values are in the model, or in the file that the command wrote: either is a mend."""
+    in_model, in_file = holds(truth), written(truth)
+
+    def check(seen: Mapping[str, Any]) -> bool:
+        return in_file.check(seen) if "written" in seen else in_model.check(seen)
+
+    return Mended(check)
+
+
 def _same_name(path: str, name: str) -> bool:
     path, name = path.replace("/", "."), name.replace("/", ".")
     return path == name or path.endswith(f".{name}")

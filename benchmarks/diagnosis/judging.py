@@ -87,15 +87,16 @@ def diagnosed(broken: Broken) -> Report:
 
 def _mended(broken: Broken, named: list[Finding], report: Report, why: list[str]) -> bool:
     if isinstance(broken.mend, Tell):
-        words = " ".join(f"{f.what} {f.why} {f.fix} {f.command}" for f in named)
+        words = " ".join(
+            f"{f.what} {f.saved} {f.expected} {f.why} {f.fix} {f.command}" for f in named
+        )
         if re.search(broken.mend.pattern, words, re.IGNORECASE):
             return True
         why.append(f"the words do not say {broken.mend.pattern!r}: {words[:400]}")
         return False
-    # The finding's own command; where it has none, the one that the report offers elsewhere.
-    commands = [f.command for f in named if f.command] or [
-        f.command for f in report.findings if f.command
-    ]
+    # The finding's own command first; then the call that the report says makes it fit.
+    commands = [f.command for f in named if f.command]
+    commands += [f.command for f in report.findings if f.code == "restore-call"]
     for command in dict.fromkeys(commands):
         problem = works(command, broken, copied(broken.targets))
         if not problem:

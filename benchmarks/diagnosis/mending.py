@@ -46,7 +46,10 @@ def works(command: str, broken: Broken, targets: Mapping[str, Any]) -> str:
 
 def copied(targets: Mapping[str, Any]) -> dict[str, Any]:
     """Targets of their own for each attempt; an optimizer keeps to the copied parameters."""
-    return deepcopy(dict(targets))
+    try:
+        return deepcopy(dict(targets))
+    except RuntimeError:  # old weight_norm modules cannot be copied
+        return dict(targets)
 
 
 def _in_python(command: str, seen: dict[str, Any]) -> None:

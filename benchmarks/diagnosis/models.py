@@ -138,9 +138,19 @@ def state(model: nn.Module) -> dict[str, torch.Tensor]:
     return OrderedDict((k, v.detach().clone()) for k, v in model.state_dict().items())
 
 
+def _hush() -> None:
+    """No bars and no advice while files are made."""
+    from transformers.utils import logging
+
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+
+
 def bert(seed_labels: int = 0) -> nn.Module:
     """A tiny BERT from its configuration; with labels, a classifier on top."""
     from transformers import BertConfig, BertForSequenceClassification, BertModel
+
+    _hush()
 
     config = BertConfig(
         vocab_size=50, hidden_size=16, num_hidden_layers=2, num_attention_heads=2,
@@ -152,6 +162,7 @@ def bert(seed_labels: int = 0) -> nn.Module:
 def gpt2(vocabulary: int = 60) -> nn.Module:
     from transformers import GPT2Config, GPT2LMHeadModel
 
+    _hush()
     return GPT2LMHeadModel(
         GPT2Config(vocab_size=vocabulary, n_positions=20, n_embd=16, n_layer=2, n_head=2)
     )
@@ -160,6 +171,7 @@ def gpt2(vocabulary: int = 60) -> nn.Module:
 def llama(vocabulary: int = 64, tied: bool = False) -> nn.Module:
     from transformers import LlamaConfig, LlamaForCausalLM
 
+    _hush()
     return LlamaForCausalLM(
         LlamaConfig(
             vocab_size=vocabulary,
@@ -169,7 +181,7 @@ def llama(vocabulary: int = 64, tied: bool = False) -> nn.Module:
             num_attention_heads=4,
             num_key_value_heads=2,
             tie_word_embeddings=tied,
-        )  # fmt: skip
+        )
     )
 
 

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from benchmarks.diagnosis.broken import At, Broken, Tell, variants
-from benchmarks.diagnosis.checks import holds, written
+from benchmarks.diagnosis.checks import holds, kept, written
 from benchmarks.diagnosis.files import global_renamed, replaced, rewritten, text
 from benchmarks.diagnosis.models import ConvNet, any_model, lived, sequential, state
 
@@ -70,7 +70,7 @@ def model_of_a_missing_class_in_a_checkpoint(at: At) -> Broken:
         model = lived(cls(8, 4))
         path = at.save({"epoch": 3, "model": model, "optimizer": None})
     return Broken(
-        path=path, finds="class-missing", place=name, mend=holds(state(model)),
+        path=path, finds="class-missing", place=name, mend=kept(state(model)),
         targets={"model": ConvNet(8, 4)}, cause=f"{name}", cure="convert|without the class",
     )  # fmt: skip
 
@@ -83,7 +83,7 @@ def helper_object_beside_the_weights(at: At, module: str) -> Broken:
     with _Elsewhere(module, name, Meter) as cls:
         path = at.save({"state_dict": truth, "epoch": 7, key: cls()})
     return Broken(
-        path=path, finds=("class-missing", "weights-only"), place=(key, name), mend=holds(truth),
+        path=path, finds=("class-missing", "weights-only"), place=(key, name), mend=kept(truth),
         targets={"model": make()}, cause=f"Unsupported global.*{name}", cure="convert|re-?save",
     )  # fmt: skip
 
@@ -117,8 +117,9 @@ def class_changed_since(at: At, cls: Any, attribute: str) -> Broken:
     truth = state(lived(made[0]))
     del made[0][1].__dict__[attribute]
     return Broken(
-        path=at.save(made[0]), finds="class-changed", place="1", mend=holds(truth),
-        targets={"model": made[1]}, cause=f"{attribute}", cure="rebuild|state_dict|load the weights",
+        path=at.save(made[0]), finds="attributes-missing", place="1", mend=holds(truth),
+        targets={"model": made[1]}, cause=f"{attribute}",
+        cure="rebuild|state_dict|load the weights",
     )  # fmt: skip
 
 
@@ -161,7 +162,7 @@ def path_of_another_system(at: At) -> Broken:
         path = at.save({"model": truth, key: cls()})
     global_renamed(path, "elsewhere.WinPath", "pathlib.WindowsPath")
     return Broken(
-        path=path, finds=("weights-only", "class-missing"), place=key, mend=holds(truth),
+        path=path, finds=("weights-only", "class-missing"), place=key, mend=kept(truth),
         targets={"model": make()}, cause="WindowsPath", cure="convert|re-?save|PurePath",
     )  # fmt: skip
 
@@ -174,7 +175,6 @@ def written_by_python_2(at: At) -> Broken:
     assert text("naive") in data
     path.write_bytes(data.replace(text("naive"), b"U\x05na\xefve"))
     return Broken(
-        path=path, finds=("weights-only", "python-2"), place=(key, path.name),
-        mend=written(truth), cause="Python 2|ascii|latin|utf-8",
-        cure="encoding|latin1|convert",
+        path=path, finds=("weights-only", "python-2"), place=(key, path.name), mend=written(truth),
+        cause="Python 2|ascii|latin|utf-8", cure="encoding|latin1|convert",
     )  # fmt: skip

@@ -1,7 +1,6 @@
-"""Files that were cut, overwritten or never finished; and files that are larger than they need be."""
+"""Files that were cut, overwritten or never finished; and files larger than they need be."""
 
 import json
-import random
 import struct
 import zipfile
 from typing import Any
@@ -14,8 +13,8 @@ from benchmarks.diagnosis.checks import holds, written
 from benchmarks.diagnosis.files import extent, flipped, patched, replaced, rewritten, text
 from benchmarks.diagnosis.models import ConvNet, any_model, lived, sequential, state, steps
 
-_CUT = "truncat|incomplete|cut off|shorter|unexpected EOF|ends before"
-_AGAIN = "salvage|fetch|copy it again|earlier|previous|before"
+_CUT = "central directory|truncat|incomplete|cut off|shorter|unexpected EOF|ends before"
+_AGAIN = "salvage|fetch|again|earlier|previous|before|from its source|other copy"
 _ROT = "checksum|CRC|corrupt|differs from"
 
 
@@ -168,9 +167,12 @@ def something_follows(at: At, count: int, kind: str) -> Broken:
     with path.open("ab") as file:
         file.write(at.rng.randbytes(count))
     return Broken(
-        path=path, finds=("trailing-bytes", "file-longer"), place=path.name,
-        cause="trailing|after the end|extra bytes|not fully covered", cure="cut|salvage|convert",
-        mend=written(truth),
+        path=path,
+        finds=("trailing-bytes", "file-longer")
+        if kind == "zip"
+        else ("trailing-bytes", "safetensors-header-damaged"),
+        place=path.name, cause="trailing|after the end|extra bytes|not fully covered",
+        cure="cut|salvage|convert", mend=written(truth),
     )  # fmt: skip
 
 
@@ -188,17 +190,18 @@ def short_file_over_a_long_one(at: At) -> Broken:
 def two_ranks_wrote_one_file(at: At) -> Broken:
     """Blocks of two files of one size, as two processes leave them."""
     tensors = _large(at)
-    one = at.save(tensors).read_bytes()
-    other = at.folder / "other"
-    other.mkdir()
-    two = At(other, random.Random(at.rng.random())).save(_large(at) | tensors).read_bytes()
-    blocks = [
-        (one if i % 3 else two)[i * 4096 : (i + 1) * 4096] for i in range(len(one) // 4096 + 1)
-    ]
-    path = at.write(b"".join(blocks))
+    later = {n: t + 1 for n, t in tensors.items()}
+    path, pieces = at.path(), []
+    for written_by_one in (tensors, later):
+        torch.save(written_by_one, path)
+        pieces.append(path.read_bytes())
+    size = len(pieces[0])
+    blocks = (pieces[i % 3 == 1][i * 4096 : (i + 1) * 4096] for i in range(size // 4096 + 1))
+    path.write_bytes(b"".join(blocks))
     return Broken(
-        path=path, finds=("damage", "crc-mismatch"), place=path.name, cause="rank|two (processes|writers)",
-        cure=_AGAIN + "|one writer|rank", mend=Tell(_AGAIN + "|rank|writer|whole"), deep=True,
+        path=path, finds=("damage", "crc-mismatch"), place=path.name,
+        cause="rank|two (processes|writers)", cure=_AGAIN + "|one writer|rank",
+        mend=Tell(_AGAIN + "|rank|writer|whole"), deep=True,
     )  # fmt: skip
 
 
@@ -241,7 +244,7 @@ def safetensors_header(at: At, how: str) -> Broken:
 
 
 def legacy_size_field(at: At) -> Broken:
-    """The count before a storage's bytes was overwritten: "storage has wrong size: expected -4…"."""
+    """The count before a storage's bytes is nonsense: "storage has wrong size: expected -4…"."""
     truth = _large(at)
     path = at.save(truth, _use_new_zipfile_serialization=False)
     data = bytearray(path.read_bytes())
@@ -250,8 +253,8 @@ def legacy_size_field(at: At) -> Broken:
     struct.pack_into("<q", data, where, -at.rng.randint(10, 10**6))
     path.write_bytes(bytes(data))
     return Broken(
-        path=path, finds=("storage-size-mismatch", "legacy-truncated", "damage"), place=path.name,
-        cause="wrong size|size", cure=_AGAIN, mend=Tell(_AGAIN),
+        path=path, finds="damage", place=path.name, cause="wrong size|size", cure=_AGAIN,
+        mend=Tell(_AGAIN),
     )  # fmt: skip
 
 
@@ -287,7 +290,8 @@ def adam_within_a_release(at: At) -> Broken:
     path = at.save({"model": truth, "optimizer": optimizer.state_dict(), "epoch": 9})
     return Broken(
         path=path, finds=("waste", "larger-than-weights"), place=("optimizer", path.name),
-        mend=written(truth), cause="optimizer.*(bytes|MB|MiB|size)|3", cure="export|convert|weights only",
+        mend=written(truth), cause="optimizer.*(bytes|MB|MiB|size)|3",
+        cure="export|convert|weights only",
     )  # fmt: skip
 
 

@@ -34,8 +34,8 @@ def shard_missing(at: At, asked: str) -> Broken:
     gone.unlink()
     path = folder if asked == "folder" else folder / "model.safetensors.index.json"
     return Broken(
-        path=path, finds="shard-missing", place=gone.name, mend=Tell(_AGAIN),
-        cause=f"{gone.name}", cure=_AGAIN,
+        path=path, finds="shard-missing", place=gone.name, mend=Tell(_AGAIN), cause=f"{gone.name}",
+        cure=_AGAIN,
     )  # fmt: skip
 
 
@@ -45,8 +45,8 @@ def shard_cut_short(at: At) -> Broken:
     data = cut.read_bytes()
     cut.write_bytes(data[: len(data) * 2 // 3])
     return Broken(
-        path=folder, finds=("shard-unreadable", "safetensors-header-damaged", "file-truncated"), place=cut.name,
-        mend=Tell(_AGAIN), cause=f"{cut.name}.*(short|trunc)", cure=_AGAIN,
+        path=folder, finds=("shard-unreadable", "safetensors-header-damaged", "file-truncated"),
+        place=cut.name, mend=Tell(_AGAIN), cause=f"{cut.name}.*(short|trunc)", cure=_AGAIN,
     )  # fmt: skip
 
 
@@ -57,8 +57,8 @@ def shard_is_a_pointer(at: At) -> Broken:
     oid = at.rng.randbytes(32).hex()
     gone.write_text(f"version https://git-lfs.github.com/spec/v1\noid sha256:{oid}\nsize 4096\n")
     return Broken(
-        path=folder, finds=("git-lfs-pointer", "shard-unreadable"), place=gone.name, mend=Tell("lfs"),
-        cause="lfs", cure="lfs pull",
+        path=folder, finds=("git-lfs-pointer", "shard-unreadable"), place=gone.name,
+        mend=Tell("lfs"), cause="lfs", cure="lfs pull",
     )  # fmt: skip
 
 
@@ -90,8 +90,8 @@ def shard_taken_for_the_whole(at: At) -> Broken:
     path = _shard(at, folder)
     return Broken(
         path=path, finds=("shard-alone", "missing-keys"), place=(path.name, "model"),
-        mend=Tell("folder|director|index|shard|other"), targets={"model": llama(96)}, cause="shard|of the 0000",
-        cure="folder|index|director|all",
+        mend=Tell("folder|director|index|shard|other"), targets={"model": llama(96)},
+        cause="shard|of the 0000", cure="folder|index|director|all",
     )  # fmt: skip
 
 
@@ -113,12 +113,13 @@ def distributed_checkpoint(at: At, what: str) -> Broken:
         (folder / ".metadata").unlink()
     else:
         data.write_bytes(data.read_bytes()[: data.stat().st_size // 2])
-    finds = {"data": "shard-missing", "metadata": ("shard-alone", "dcp-metadata-damaged"),
+    finds = {"data": "shard-missing", "metadata": "dcp-unfinished",
              "cut": ("file-truncated", "dcp-item-damaged", "bytes-missing")}[what]  # fmt: skip
     return Broken(
-        path=folder, finds=finds, place={"metadata": (".metadata", folder.name)}.get(what, (data.name,)),
-        mend=Tell(_AGAIN + r"|rank|\.metadata"), cause={"metadata": r"\.metadata"}.get(what, "distcp"),
-        cure=_AGAIN + "|rank",
+        path=folder, finds=finds,
+        place={"metadata": (".metadata", folder.name)}.get(what, (data.name,)),
+        mend=Tell(_AGAIN + r"|rank|\.metadata"),
+        cause={"metadata": r"\.metadata"}.get(what, "distcp"), cure=_AGAIN + "|rank",
     )  # fmt: skip
 
 
@@ -143,13 +144,13 @@ def best_equals_last(at: At, name: str) -> Broken:
     folder, tensors = at.folder / "run", state(lived(any_model(at)()))
     folder.mkdir()
     for file in (name, name.replace("model_best", "last").replace("best", "last")):
-        if name.endswith("pt") or name.endswith("pth"):
+        if name.endswith(("pt", "pth")):
             torch.save(tensors, folder / file)
         else:
             save_file(tensors, folder / file)
     return Broken(
-        path=folder, finds="best-equals-last", place=name, deep=True, mend=Tell("copy|clone|alias|same"),
-        cause="identical|equal|same", cure="copy|clone",
+        path=folder, finds="best-equals-last", place=name, deep=True,
+        mend=Tell("copy|clone|alias|same"), cause="identical|equal|same", cure="copy|clone",
     )  # fmt: skip
 
 
@@ -160,8 +161,9 @@ def last_of_a_run_cut_short(at: At, part: float) -> Broken:
     data = paths[-1].read_bytes()
     paths[-1].write_bytes(data[: int(len(data) * part)])
     return Broken(
-        path=paths[0].parent, finds=("checkpoint-damaged", "damage", "file-empty"), place=paths[-1].name,
-        mend=Tell(_AGAIN + "|salvage"), cause="trunc|empty|smaller", cure=_AGAIN,
+        path=paths[0].parent, finds=("checkpoint-damaged", "damage", "file-empty"),
+        place=paths[-1].name, mend=Tell(_AGAIN + "|salvage"), cause="trunc|empty|smaller",
+        cure=_AGAIN,
     )  # fmt: skip
 
 
@@ -171,8 +173,9 @@ def leftover_of_a_killed_save(at: At, name: str) -> Broken:
     data = paths[-1].read_bytes()
     (paths[0].parent / name).write_bytes(data[: len(data) // 2])
     return Broken(
-        path=paths[0].parent, finds="half-name", place=name, mend=Tell("delete|remove|rm |leftover|killed"),
-        cause="partial|unfinished|temporary", cure="delete|remove",
+        path=paths[0].parent, finds="half-name", place=name,
+        mend=Tell("delete|remove|rm |leftover|killed"), cause="partial|unfinished|temporary",
+        cure="delete|remove",
     )  # fmt: skip
 
 
@@ -185,8 +188,9 @@ def pointer_to_nothing(at: At) -> Broken:
     )
     (folder / "latest").write_text("global_step200")
     return Broken(
-        path=folder, finds=("pointer-dangling", "shard-missing"), place=("latest", "global_step200"),
-        mend=Tell("global_step100|write|point|there is"), cause="global_step200", cure="global_step100",
+        path=folder, finds=("pointer-dangling", "shard-missing"),
+        place=("latest", "global_step200"), mend=Tell("global_step100|write|point|there is"),
+        cause="global_step200", cure="global_step100",
     )  # fmt: skip
 
 
@@ -222,8 +226,8 @@ def folder_without_a_checkpoint(at: At, what: str) -> Broken:
         (folder / "README.md").write_text("# notes\n")
         (folder / "config.json").write_text("{}")
     return Broken(
-        path=folder, finds="directory-unknown", place=folder.name, mend=Tell("checkpoint|path|file"),
-        cause="director", cure="path|file",
+        path=folder, finds="directory-unknown", place=folder.name,
+        mend=Tell("checkpoint|path|file"), cause="director", cure="path|file",
     )  # fmt: skip
 
 
@@ -239,7 +243,7 @@ def one_of_a_run_is_a_web_page(at: At) -> Broken:
 
 def index_without_folder(at: At) -> Broken:
     """The index alone was downloaded."""
-    folder, model = _sharded(at)
+    folder, _ = _sharded(at)
     for shard in folder.glob("model-*.safetensors"):
         shard.unlink()
     return Broken(
@@ -255,5 +259,5 @@ def folder_of_another_model(at: At) -> Broken:
     return Broken(
         path=folder, finds="shape-mismatch", place=("embed_tokens", "lm_head"),
         mend=holds({n: t for n, t in truth.items() if "embed_tokens" not in n}, but="lm_head"),
-        targets={"model": llama(99)}, cause="vocab|token", cure="resize|vocab",
+        targets={"model": llama(99)}, cause="size mismatch for|vocab|token", cure="resize|vocab",
     )  # fmt: skip

@@ -9,10 +9,16 @@ from torch import nn
 from benchmarks.diagnosis.broken import At, Broken, Tell, variants
 from benchmarks.diagnosis.checks import holds
 from benchmarks.diagnosis.models import (
-    Attention, ConvNet, Mlp, Transformer, any_model, bert, lived, state, sequential,
+    Attention,
+    ConvNet,
+    Mlp,
+    Transformer,
+    any_model,
+    bert,
+    lived,
+    sequential,
+    state,
 )  # fmt: skip
-
-_STRICT = "Missing key"  # all that load_state_dict says is which names are missing
 
 
 def _saved(at: At, tensors: Mapping[str, torch.Tensor]) -> Any:
@@ -37,8 +43,8 @@ def prefix_on_every_name(at: At, prefix: str) -> Broken:
     prefix = f"{at.word(3)}." if prefix == "by chance." else prefix
     return Broken(
         path=_saved(at, {prefix + n: t for n, t in truth.items()}), finds="prefix",
-        place=(prefix + next(iter(truth)), prefix), mend=holds(truth), targets={"model": make()},
-        cause=f"prefix|wrapp|DataParallel|compile.*{prefix}", cure="strip|remove|prefix",
+        place=(prefix, "the top", "state_dict"), mend=holds(truth), targets={"model": make()},
+        cause=f"prefix|wrapp|Unexpected.*{prefix}", cure="strip|remove|prefix",
     )  # fmt: skip
 
 
@@ -57,8 +63,8 @@ def wrapper_within_names(at: At, wrapper: str) -> Broken:
     tensors = {named(n): t for n, t in truth.items()}
     return Broken(
         path=_saved(at, tensors), finds=("prefix", "names"),
-        place=(wrapper, sorted(chosen)[0]), mend=holds(truth), targets={"model": make()},
-        cause="wrapp|FSDP|checkpoint_wrapper|compile", cure="strip|remove|unwrap",
+        place=(wrapper, sorted(chosen)[0], "the top"), mend=holds(truth), targets={"model": make()},
+        cause=f"wrapp|Unexpected.*{wrapper}", cure="strip|remove|unwrap",
     )  # fmt: skip
 
 
@@ -75,9 +81,10 @@ def prefix_only_in_the_target(at: At, name: str) -> Broken:
     truth = state(lived(make()))
     name = at.word(3) if name == "by chance" else name
     return Broken(
-        path=_saved(at, truth), finds=("prefix", "names"), place=(next(iter(truth)), name),
-        mend=holds({f"{name}.{n}": t for n, t in truth.items()}), targets={"model": _Holder(name, make())},
-        cause="prefix", cure="prefix|add",
+        path=_saved(at, truth), finds=("prefix", "names"),
+        place=(next(iter(truth)), name, "the top"),
+        mend=holds({f"{name}.{n}": t for n, t in truth.items()}),
+        targets={"model": _Holder(name, make())}, cause="prefix", cure="prefix|add",
     )  # fmt: skip
 
 
@@ -94,8 +101,8 @@ def modules_renamed(at: At, times: int) -> Broken:
         for n, t in truth.items()
     }
     return Broken(
-        path=_saved(at, tensors), finds="names", place=sorted(new.values())[0],
-        mend=holds(truth), targets={"model": make()}, cause="renamed", cure="rename",
+        path=_saved(at, tensors), finds="names", place=sorted(new.values())[0], mend=holds(truth),
+        targets={"model": make()}, cause="renamed", cure="rename",
     )  # fmt: skip
 
 
@@ -120,8 +127,8 @@ def names_of_another_style(at: At) -> Broken:
     tensors = {f"{i}.{n.partition('.')[2]}": truth[n] for i, n in _numbered(truth)}
     return Broken(
         path=_saved(at, tensors), finds="names", place=("0.weight", "0.bias", "0."),
-        mend=holds(truth), targets={"model": Mlp(names, widths)},
-        cause="renamed|order", cure="rename|order",
+        mend=holds(truth), targets={"model": Mlp(names, widths)}, cause="renamed|order",
+        cure="rename|order",
     )  # fmt: skip
 
 
@@ -147,10 +154,7 @@ def gamma_and_beta(at: At) -> Broken:
 
 
 def _normed(new: bool) -> nn.Module:
-    if new:
-        make = torch.nn.utils.parametrizations.weight_norm
-    else:
-        make = torch.nn.utils.weight_norm
+    make = (nn.utils.parametrizations if new else nn.utils).weight_norm
     return nn.Sequential(make(nn.Linear(5, 7)), nn.Tanh(), make(nn.Linear(7, 4)))
 
 
@@ -194,9 +198,10 @@ def peft_names_of_the_base(at: At, kind: str) -> Broken:
             tensors[f"{stem}.lora_B.default.weight"] = torch.randn(tensor.shape[0], 2)
     mend = Tell("merge|adapter|LoRA") if adapted else holds(truth)
     return Broken(
-        path=_saved(at, tensors), finds=("prefix", "names", "adapter-names"),
-        place=("base_model.model", "lora_A", "base_layer"), mend=mend, targets={"model": Transformer(8)},
-        cause="PEFT|LoRA|adapter|prefix", cure="merge|strip|peft",
+        path=_saved(at, tensors), finds=("prefix", "names", "unexpected-keys"),
+        place=("base_model.model", "lora_A", "base_layer", "the top"), mend=mend,
+        targets={"model": Transformer(8)}, cause="PEFT|LoRA|adapter|prefix",
+        cure="merge|strip|peft",
     )  # fmt: skip
 
 
@@ -224,8 +229,8 @@ def adapter_without_its_name(at: At) -> Broken:
         for n, t in state(saved).items()
     }
     return Broken(
-        path=_saved(at, state(saved)), finds=("names", "adapter-names"), place="lora_",
-        mend=holds(truth), targets={"model": target}, cause="adapter", cure="rename|peft",
+        path=_saved(at, state(saved)), finds="names", place="lora_", mend=holds(truth),
+        targets={"model": target}, cause="adapter", cure="rename|peft",
     )  # fmt: skip
 
 
@@ -247,8 +252,9 @@ def fsdp_flat(at: At, how: str) -> Broken:
         flat = torch.cat([truth[n].flatten() for n in names] + [torch.zeros(padding)])
         tensors[f"{stem}_fsdp_wrapped_module._flat_param"] = flat
     return Broken(
-        path=at.save(tensors), finds="flat", place="_flat_param", mend=holds(truth),
-        targets={"model": make(8)}, cause="flat", cure="full.*state|before wrapping|FSDP",
+        path=at.save(tensors), finds="flat", place=("_flat_param", parameters[0]),
+        mend=holds(truth), targets={"model": make(8)}, cause="flat",
+        cure="full.*state|before wrapping|FSDP",
     )  # fmt: skip
 
 
@@ -259,14 +265,13 @@ def buffers_differ(at: At, which: str) -> Broken:
         truth = {n: t for n, t in state(lived(ConvNet(8))).items() if which not in n}
         target, tensors, place = ConvNet(8), truth, which
     else:
-        name = "embeddings.position_ids" if which == "position_ids" else f"{at.word()}.mask"
-        truth = state(lived(bert()))
+        name = "position_ids" if which == "position_ids" else f"{at.word()}.mask"
+        truth = state(lived(Transformer(8)))
         tensors = {**truth, name: torch.arange(24)[None]}
-        target, place = bert(), name
+        target, place = Transformer(8), name
     return Broken(
-        path=_saved(at, tensors), finds=("buffers", "unexpected-keys"), place=place,
-        mend=holds(truth), targets={"model": target},
-        cause=f"buffer.*{place}", cure="buffer|harmless",
+        path=_saved(at, tensors), finds="buffers", place=place, mend=holds(truth),
+        targets={"model": target}, cause=f"buffer.*{place}", cure="buffer|harmless",
     )  # fmt: skip
 
 
@@ -308,7 +313,8 @@ def encoder_within_a_task_model(at: At) -> Broken:
     saved = bert()
     truth = state(lived(saved))
     return Broken(
-        path=_saved(at, truth), finds=("prefix", "names", "missing-keys"), place=("classifier", "bert", "embeddings"),
+        path=_saved(at, truth), finds=("prefix", "names", "missing-keys"),
+        place=("classifier", "bert", "embeddings"),
         mend=holds({f"bert.{n}": t for n, t in truth.items()}), targets={"model": bert(4)},
         cause="Missing.*classifier", cure="strict=False|prefix",
     )  # fmt: skip
@@ -350,8 +356,8 @@ def split_attention_of_another_library(at: At) -> Broken:
     widths = [m.out_proj.in_features for m in target]
     return Broken(
         path=_saved(at, tensors), finds="names", place="to_", mend=holds(truth),
-        targets={"model": nn.Sequential(*(Attention(w, False) for w in widths))},
-        cause="renamed", cure="rename",
+        targets={"model": nn.Sequential(*(Attention(w, False) for w in widths))}, cause="renamed",
+        cure="rename",
     )  # fmt: skip
 
 
@@ -365,5 +371,6 @@ def lightning_attribute(at: At, attribute: str) -> Broken:
     target = sequential(plain.conv.out_channels)
     return Broken(
         path=path, finds="prefix", place=(attribute, "state_dict"), mend=holds(state(plain)),
-        targets={"model": target}, cause="prefix|Unexpected.*state_dict", cure="strip|prefix|remove",
+        targets={"model": target}, cause="prefix|Unexpected.*state_dict",
+        cure="strip|prefix|remove",
     )  # fmt: skip

@@ -25,7 +25,7 @@ _SUFFIXES = (".pt", ".pth", ".ckpt", ".bin", ".safetensors")
 def _case(at: At, data: bytes, finds: str | tuple[str, ...], says: str, cure: str) -> Broken:
     path = at.write(data, at.rng.choice(_SUFFIXES))
     return Broken(
-        path=path, finds=finds, place=path.name, mend=Tell(says), cause=says, cure=cure
+        path=path, finds=finds, place=path.name, mend=Tell(says), cause=says, cure=cure,
     )  # fmt: skip
 
 
@@ -146,8 +146,8 @@ def archive_around_it(at: At, how: str) -> Broken:
             archive.addfile(info, BytesIO(data))
     says = "gzip|tar" if how == "tar.gz" else inner
     return Broken(
-        path=path, finds="compressed-file", place=path.name, mend=Tell(says), cause=f"archive|{says}",
-        cure="unpack|unzip|extract",
+        path=path, finds="compressed-file", place=path.name, mend=Tell(says),
+        cause=f"archive|{says}", cure="unpack|unzip|extract",
     )  # fmt: skip
 
 
@@ -217,6 +217,6 @@ def half_a_download(at: At) -> Broken:
     path = at.write(data[: len(data) // at.rng.choice((2, 3))], ".pt.crdownload")
     return Broken(
         path=path, finds=("damage", "half-name"), place=path.name,
-        mend=Tell("fetch|download|again|salvage"), cause="truncat|incomplete|ends before|central directory",
-        cure="again|fetch|download",
+        mend=Tell("fetch|download|again|salvage"),
+        cause="truncat|incomplete|ends before|central directory", cure="again|fetch|download",
     )  # fmt: skip

@@ -10,8 +10,11 @@ from torch.optim.lr_scheduler import CosineAnnealingLR, LambdaLR, MultiStepLR, O
 from benchmarks.diagnosis.broken import At, Broken, Tell, variants
 from benchmarks.diagnosis.models import ConvNet, Mlp, lived, state, steps
 
-_KEYS = (("model", "optimizer", "scheduler"), ("state_dict", "optimizer_state_dict", "lr_scheduler"),
-         ("model_state_dict", "optim", "sched"))  # fmt: skip
+_KEYS = (
+    ("model", "optimizer", "scheduler"),
+    ("state_dict", "optimizer_state_dict", "lr_scheduler"),
+    ("model_state_dict", "optim", "sched"),
+)
 
 
 def _net(at: At, extra: int = 0) -> Mlp:
@@ -72,8 +75,9 @@ def same_count_other_shapes(at: At) -> Broken:
     path = _checkpoint(at, saved, optimizer)
     return Broken(
         path=path, finds="optimizer-shapes", place=("lay2", "optimizer", "optim"),
-        mend=Tell("shape|size|fresh|built"), targets={"model": here, "optimizer": AdamW(here.parameters())},
-        cause="shape|size", cure="fresh|by name",
+        mend=Tell("shape|size|fresh|built"),
+        targets={"model": here, "optimizer": AdamW(here.parameters())}, cause="shape|size",
+        cure="fresh|by name",
     )  # fmt: skip
 
 
@@ -83,9 +87,10 @@ def shapes_in_another_order(at: At) -> Broken:
     here = _net(at)
     path = _checkpoint(at, saved, optimizer)
     return Broken(
-        path=path, finds=("optimizer-shapes", "optimizer-order"), place=("lay", "optimizer", "optim"),
-        mend=Tell("order"), targets={"model": here, "optimizer": AdamW([*here.parameters()][::-1])},
-        cause="order", cure="order|by name",
+        path=path, finds=("optimizer-shapes", "optimizer-order"),
+        place=("lay", "optimizer", "optim"), mend=Tell("order"),
+        targets={"model": here, "optimizer": AdamW([*here.parameters()][::-1])}, cause="order",
+        cure="order|by name",
     )  # fmt: skip
 
 
@@ -98,8 +103,9 @@ def names_in_another_order(at: At) -> Broken:
     path = _checkpoint(at, saved, optimizer)
     there = AdamW([*here.named_parameters()][::-1], lr=0.01)
     return Broken(
-        path=path, finds="optimizer-order", place=("lay", "optimizer", "optim"), mend=Tell("order|name"),
-        targets={"model": here, "optimizer": there}, cause="order", cure="order|by name",
+        path=path, finds="optimizer-order", place=("lay", "optimizer", "optim"),
+        mend=Tell("order|name"), targets={"model": here, "optimizer": there}, cause="order",
+        cure="order|by name",
     )  # fmt: skip
 
 
@@ -114,8 +120,9 @@ def settings_of_the_file_win(at: At, name: str, before: Any, after: Any) -> Brok
     path = _checkpoint(at, saved, optimizer)
     target = AdamW(here.parameters(), **{"lr": 0.01, name: after})
     return Broken(
-        path=path, finds=("settings-from-file", "learning-rate") if name == "lr" else "settings-from-file",
-        place=("optimizer", "optim"), mend=Tell(name if name != "lr" else "lr|learning rate"),
+        path=path,
+        finds=("settings-from-file", "learning-rate") if name == "lr" else "settings-from-file",
+        place=name, mend=Tell("after loading|keep|again|file"),
         targets={"model": here, "optimizer": target}, cause=name, cure="param_groups|after loading",
     )  # fmt: skip
 
@@ -128,7 +135,8 @@ def another_class_of_optimizer(at: At, before: Any, after: Any) -> Broken:
     target = after(here.parameters(), lr=0.01, **({"momentum": 0.9} if after is SGD else {}))
     return Broken(
         path=path, finds="optimizer-class", place=("optimizer", "optim"),
-        mend=Tell(f"{before.__name__}|{after.__name__}"), targets={"model": here, "optimizer": target},
+        mend=Tell(f"{before.__name__}|{after.__name__}"),
+        targets={"model": here, "optimizer": target},
         cause=f"{before.__name__}|exp_avg|momentum|class", cure="fresh|same class",
     )  # fmt: skip
 
@@ -184,7 +192,8 @@ def another_length_of_schedule(at: At, cls: Any, name: str) -> Broken:
     path = _checkpoint(at, saved, optimizer, scheduler)
     target = AdamW(here.parameters(), lr=0.01)
     return Broken(
-        path=path, finds="scheduler-settings-from-file", place=("scheduler", "sched"), mend=Tell(name),
+        path=path, finds="scheduler-settings-from-file", place=name,
+        mend=Tell("after loading|again"),
         targets={"model": here, "optimizer": target, "scheduler": _scheduled(cls, target, 70)},
         cause=name, cure="after loading|load",
     )  # fmt: skip
@@ -226,8 +235,9 @@ def half_precision_without_a_scaler(at: At) -> Broken:
     steps(lived(model), optimizer)
     path = _checkpoint(at, model, optimizer)
     return Broken(
-        path=path, finds="scaler-absent", place=("scaler", "model", path.name, "state_dict", "float16"),
-        mend=Tell("scaler"), cause="scaler", cure="scaler",
+        path=path, finds="scaler-absent",
+        place=("scaler", "model", path.name, "state_dict", "float16"), mend=Tell("scaler"),
+        cause="scaler", cure="scaler",
     )  # fmt: skip
 
 
@@ -250,15 +260,16 @@ def not_all_that_a_resume_needs(at: At, what: str) -> Broken:
     saved, optimizer = _trained(at)
     path = _checkpoint(at, saved, optimizer)
     said = {
-        "random state": "rng|random",
-        "loader": "loader|data|sampl",
-        "schedule": "schedul",
+        "random state": "rng|random", "loader": "loader|data|sampl", "schedule": "schedul",
         "scaler": "scale",
-    }
+    }  # fmt: skip
+    places = {
+        "random state": ("andom", "rng"), "loader": ("oader", "data"), "schedule": "chedule",
+        "scaler": "cale",
+    }  # fmt: skip
     return Broken(
         path=path, finds="resume-completeness",
-        place={"random state": ("andom", "RNG", "rng"), "loader": ("oader", "ata"), "schedule": ("chedule",),
-               "scaler": ("cale",)}[what],
+        place=places[what],
         mend=Tell(said[what] + "|save"), cause=said[what], cure="save",
     )  # fmt: skip
 
@@ -269,21 +280,23 @@ def optimizer_of_another_model(at: At) -> Broken:
     _, optimizer = _trained(at, model=ConvNet(8))
     path = _checkpoint(at, model, optimizer)
     return Broken(
-        path=path, finds=("optimizer-shapes", "optimizer-parameters"), place=("optim", path.name),
-        mend=Tell("model|shape|parameters"), cause="shape|size|another model", cure="fresh|model",
+        path=path, finds=("optimizer-shapes", "optimizer-of-another-model"),
+        place=("optim", path.name), mend=Tell("model|shape|parameters"),
+        cause="shape|size|another model", cure="fresh|model",
     )  # fmt: skip
 
 
 def dead_parameters(at: At) -> Broken:
-    """load_state_dict(assign=True) after the optimizer was built: it steps what is no longer used."""
+    """load_state_dict(assign=True) after the optimizer was built: it steps what is dead."""
     saved, optimizer = _trained(at)
     here = _net(at)
     target = AdamW(here.parameters(), lr=0.01)
     here.load_state_dict(state(saved), assign=True)
     path = _checkpoint(at, saved, optimizer)
     return Broken(
-        path=path, finds="optimizer-dead", place=("optimizer", "lay"), mend=Tell("assign|after|not the model|build"),
-        targets={"model": here, "optimizer": target}, cause="not.*model|dead|stale", cure="assign|after",
+        path=path, finds="optimizer-dead", place=("optimizer", "lay"),
+        mend=Tell("assign|after|not the model|build"), targets={"model": here, "optimizer": target},
+        cause="not.*model|dead|stale", cure="assign|after",
     )  # fmt: skip
 
 
@@ -292,7 +305,8 @@ def optimizer_of_the_model_before(at: At) -> Broken:
     saved, optimizer = _trained(at)
     path = _checkpoint(at, saved, optimizer)
     return Broken(
-        path=path, finds="optimizer-dead", place=("optimizer", "lay"), mend=Tell("not the model|build|another"),
+        path=path, finds="optimizer-dead", place=("optimizer", "lay"),
+        mend=Tell("not the model|build|another"),
         targets={"model": _net(at), "optimizer": AdamW(_net(at).parameters(), lr=0.01)},
         cause="not.*model|dead|stale", cure="after|build",
     )  # fmt: skip
@@ -309,8 +323,9 @@ def counters_disagree(at: At) -> Broken:
     value["_last_lr"] = [0.01 * 0.1**4]
     path = at.save({"model": state(saved), "optimizer": optimizer.state_dict(), "scheduler": value})
     return Broken(
-        path=path, finds=("counters", "learning-rate"), place=("scheduler", "last_epoch", "optimizer"),
-        mend=Tell("step|epoch|rate"), cause="step|epoch", cure="same checkpoint|both",
+        path=path, finds=("counters", "learning-rate"),
+        place=("scheduler", "last_epoch", "optimizer"), mend=Tell("step|epoch|rate"),
+        cause="step|epoch", cure="same checkpoint|both",
     )  # fmt: skip
 
 

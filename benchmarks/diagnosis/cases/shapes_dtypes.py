@@ -8,10 +8,17 @@ from torch import nn
 from benchmarks.diagnosis.broken import At, Broken, Mended, Tell, variants
 from benchmarks.diagnosis.checks import equal, holds
 from benchmarks.diagnosis.models import (
-    Attention, ConvNet, Mlp, Transformer, bert, gpt2, lived, llama, sequential, state,
+    Attention,
+    ConvNet,
+    Mlp,
+    Transformer,
+    bert,
+    gpt2,
+    lived,
+    llama,
+    sequential,
+    state,
 )  # fmt: skip
-
-_MISMATCH = r"size mismatch for {}"
 
 
 @variants("conv", "sequential", "bert")
@@ -26,7 +33,8 @@ def other_number_of_classes(at: At, kind: str) -> Broken:
     return Broken(
         path=at.save(truth), finds="shape-mismatch", place=f"{head}weight",
         mend=holds(truth, but=head), targets={"model": make(after)},
-        cause="class(es)?\\b.*number|number of classes|head", cure="drop|head|classes|ignore_mismatched",
+        cause="size mismatch for|class(es)?\\b.*number|number of classes|head",
+        cure="drop|head|classes|ignore_mismatched",
     )  # fmt: skip
 
 
@@ -39,7 +47,7 @@ def tokens_were_added(at: At, kind: str) -> Broken:
     return Broken(
         path=at.save(truth), finds="shape-mismatch", place=(place, "lm_head"),
         mend=Tell("vocab|token"), targets={"model": make(before)},
-        cause="vocab|tokens", cure="resize_token_embeddings|vocab",
+        cause="size mismatch for|vocab|tokens", cure="resize_token_embeddings|vocab",
     )  # fmt: skip
 
 
@@ -48,7 +56,7 @@ def other_channels(at: At) -> Broken:
     return Broken(
         path=at.save(truth), finds="shape-mismatch", place="stem.weight", mend=Tell("channel"),
         targets={"model": ConvNet(8, channels=at.rng.choice((1, 4)))},
-        cause="channel", cure="channel",
+        cause="size mismatch for|channel", cure="channel",
     )  # fmt: skip
 
 
@@ -57,7 +65,8 @@ def longer_sequences(at: At) -> Broken:
     return Broken(
         path=at.save(truth), finds="shape-mismatch", place="position_embeddings",
         mend=Tell("position|sequence|length"), targets={"model": Transformer(8, length=32)},
-        cause="position.*(length|sequence)|sequence", cure="interpolat|length|max_position",
+        cause="size mismatch for|position.*(length|sequence)|sequence",
+        cure="interpolat|length|max_position",
     )  # fmt: skip
 
 
@@ -72,7 +81,8 @@ def another_width(at: At, kind: str) -> Broken:
     return Broken(
         path=at.save(truth), finds="shape-mismatch", place=next(n for n in truth if "weight" in n),
         mend=Tell("size|width|wider|narrower|hidden"), targets={"model": make(after)},
-        cause="width|hidden size|other size", cure="width|hidden|config|build the",
+        cause="size mismatch for|width|hidden size|other size",
+        cure="width|hidden|config|build the",
     )  # fmt: skip
 
 
@@ -84,7 +94,8 @@ def other_depth(at: At, which: str) -> Broken:
     return Broken(
         path=at.save(truth), finds="unexpected-keys" if saved > here else "missing-keys",
         place=f"blocks.{few}.", mend=Tell("layer|depth|block"),
-        targets={"model": Transformer(8, depth=here)}, cause="layers|depth", cure="layers|depth",
+        targets={"model": Transformer(8, depth=here)},
+        cause="Missing key|Unexpected key|layers|depth", cure="layers|depth",
     )  # fmt: skip
 
 
@@ -152,8 +163,9 @@ def one_element(at: At, before: tuple[int, ...], after: tuple[int, ...]) -> Brok
     truth = state(lived(_Scaled(before)))
     return Broken(
         path=at.save(truth), finds=("shape-mismatch", "one-element"), place="scale",
-        mend=Tell("0-d|one element|one-element|scalar|dimension"), targets={"model": _Scaled(after)},
-        cause="scalar|0-d|one element", cure="reshape|scalar|squeeze",
+        mend=Tell("0-d|one element|one-element|scalar|dimension"),
+        targets={"model": _Scaled(after)}, cause="size mismatch for|scalar|0-d|one element",
+        cure="reshape|scalar|squeeze",
     )  # fmt: skip
 
 
@@ -165,7 +177,7 @@ def convolution_for_linear(at: At) -> Broken:
         path=at.save(state(saved)), finds="shape-mismatch", place="0.weight",
         mend=Tell(r"1.?[×x].?1|dimension|reshape|conv"),
         targets={"model": nn.Sequential(nn.Linear(into, out))},
-        cause="convolution|dimension", cure="squeeze|reshape",
+        cause="size mismatch for|convolution|dimension", cure="squeeze|reshape",
     )  # fmt: skip
 
 
@@ -179,7 +191,8 @@ def another_rank(at: At) -> Broken:
     truth = {f"blk.{n}": t for n, t in state(lived(lora(before))).items()}
     return Broken(
         path=at.save(truth), finds="shape-mismatch", place="lora_", mend=Tell("rank"),
-        targets={"model": nn.ModuleDict({"blk": lora(after)})}, cause="rank", cure=r"rank|\br=",
+        targets={"model": nn.ModuleDict({"blk": lora(after)})}, cause="size mismatch for|rank",
+        cure=r"rank|\br=",
     )  # fmt: skip
 
 
@@ -196,9 +209,9 @@ def narrower_here(at: At, dtype: torch.dtype) -> Broken:
     """float32 was saved; the model here is of half precision."""
     truth = state(lived(ConvNet(8)))
     return Broken(
-        path=at.save(truth), finds="dtype-narrowed", place="stem.weight",
-        mend=_cast(truth, dtype), targets={"model": ConvNet(8).to(dtype)},
-        cause="narrow|precision|float16", cure="float32|dtype|precision",
+        path=at.save(truth), finds="dtype-narrowed", place="stem.weight", mend=_cast(truth, dtype),
+        targets={"model": ConvNet(8).to(dtype)}, cause="narrow|precision|float16",
+        cure="float32|dtype|precision",
     )  # fmt: skip
 
 
@@ -215,17 +228,21 @@ def beyond_half_precision(at: At) -> Broken:
 
 @variants(
     (torch.complex64, torch.float32), (torch.float32, torch.int64), (torch.int8, torch.float32)
-)
+)  # fmt: skip
 def another_kind_of_number(at: At, before: torch.dtype, after: torch.dtype) -> Broken:
+    """load_state_dict casts without a word: halves of numbers, fractions and scales are lost."""
+
     class Table(nn.Module):
         def __init__(self, dtype: torch.dtype) -> None:
             super().__init__()
             self.line = nn.Linear(3, 2)
-            self.register_buffer("table", (torch.rand(5, 3) * 90).to(dtype))
+            turned = 1j if dtype.is_complex else 0
+            self.register_buffer("table", (torch.rand(5, 3) * 90 + turned).to(dtype))
 
     return Broken(
-        path=at.save(state(Table(before))), finds=("dtype-narrowed", "dtype-converted"), place="table",
-        mend=Tell("complex|imaginary|integer|int8|float|fraction|scale"),
+        path=at.save(state(Table(before))), place="table",
+        finds=("dtype-narrowed", "dtype-converted", "dtype-changed", "dtype-widened"),
+        mend=Tell("complex|imaginary|integer|int8|fraction|scale|round"),
         targets={"model": Table(after)}, cause="dtype|complex|integer", cure="dtype|real|cast",
     )  # fmt: skip
 
@@ -238,7 +255,7 @@ def flattened(at: At) -> Broken:
     return Broken(
         path=at.save(tensors), finds=("shape-mismatch", "flat"), place="stem.weight",
         mend=Tell("flat|1-D|one dimension|reshape"), targets={"model": make()},
-        cause="flat", cure="before wrapping|full|reshape",
+        cause="size mismatch for|flat", cure="before wrapping|full|reshape",
     )  # fmt: skip
 
 
@@ -249,5 +266,5 @@ def attention_of_another_head_count(at: At) -> Broken:
     return Broken(
         path=at.save(truth), finds="shape-mismatch", place="k_proj", mend=Tell("size|width|head"),
         targets={"model": nn.ModuleDict({"attn": Attention(width, False)})},
-        cause="head", cure="num_key_value|heads",
+        cause="size mismatch for|head", cure="num_key_value|heads",
     )  # fmt: skip

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from benchmarks.diagnosis.broken import At, Broken, Tell, variants
-from benchmarks.diagnosis.checks import holds, written
+from benchmarks.diagnosis.checks import holds, kept, written
 from benchmarks.diagnosis.models import Transformer, any_model, lived, sequential, state, steps
 
 
@@ -62,7 +62,7 @@ def whole_model_where_a_state_dict_is_meant(at: At, zipped: bool) -> Broken:
     path = at.save(model, _use_new_zipfile_serialization=zipped)
     target = sequential(model.conv.out_channels)
     return Broken(
-        path=path, finds="whole-model", place=path.name, mend=holds(state(model)),
+        path=path, finds="whole-model", place=path.name, mend=kept(state(model)),
         targets={"model": target}, cause="whole model|entire model|pickled model",
         cure=r"\.state_dict\(\)",
     )  # fmt: skip
@@ -72,7 +72,7 @@ def whole_model_within_a_checkpoint(at: At) -> Broken:
     model = lived(sequential(at.rng.randint(4, 9)))
     path = at.save({"epoch": 3, "model": model})
     return Broken(
-        path=path, finds=("nested-key", "whole-model"), place="model", mend=holds(state(model)),
+        path=path, finds=("nested-key", "whole-model"), place="model", mend=kept(state(model)),
         targets={"model": sequential(model.conv.out_channels)},
         cause="whole model|entire model|pickled model|Unexpected key.*model",
         cure=r"\.state_dict\(\)|\[.model.\]",
@@ -90,9 +90,9 @@ def torchscript_where_a_state_dict_is_meant(at: At, how: str) -> Broken:
     )
     compiled.save(str(path))
     return Broken(
-        path=path, finds="torchscript", place=path.name, mend=holds(state(model)),
-        targets={"model": sequential(model.conv.out_channels)},
-        cause="TorchScript archive", cure=r"torch\.jit\.load",
+        path=path, finds="torchscript", place=path.name, mend=kept(state(model)),
+        targets={"model": sequential(model.conv.out_channels)}, cause="TorchScript archive",
+        cure=r"torch\.jit\.load",
     )  # fmt: skip
 
 
@@ -103,8 +103,9 @@ def optimizer_file_as_model(at: At) -> Broken:
     steps(model, optimizer)
     path = at.save(optimizer.state_dict())
     return Broken(
-        path=path, finds="optimizer-alone", place=path.name, mend=Tell("optimi[sz]er"),
-        targets={"model": make()}, cause="optimi[sz]er|param_groups", cure="optimizer|other file",
+        path=path, finds=("optimizer-alone", "part-missing"), place=(path.name, "model"),
+        mend=Tell("optimi[sz]er"), targets={"model": make()}, cause="optimi[sz]er|param_groups",
+        cure="optimizer|other file",
     )  # fmt: skip
 
 
@@ -160,9 +161,10 @@ def weights_alone_on_resume(at: At, suffix: str) -> Broken:
     target = make()
     return Broken(
         path=path, finds="optimizer-absent", place=("optimizer", path.name),
-        mend=Tell("fresh|start|weights|only"),
+        mend=Tell("fresh|start|anew|again"),
         targets={"model": target, "optimizer": torch.optim.AdamW(target.parameters())},
-        cause="optimizer.*(missing|absent|not)|only weights", cure="fresh|new optimizer",
+        cause="KeyError: .optimizer|optimizer.*(missing|absent|not)|only weights",
+        cure="fresh|new optimizer",
     )  # fmt: skip
 
 
@@ -172,7 +174,7 @@ def deepspeed_placeholders(at: At) -> Broken:
     truth = {n: torch.empty(0, dtype=t.dtype) for n, t in make().state_dict().items() if t.dim()}
     path = at.save({"module": truth, "ds_version": "0.14.0", "dp_world_size": 4})
     return Broken(
-        path=path, finds="zero-placeholders", place=next(iter(truth)),
+        path=path, finds=("zero-placeholders", "shape-mismatch"), place=next(iter(truth)),
         mend=Tell("zero_to_fp32|gather|ZeRO"), targets={"model": make()},
         cause="ZeRO|DeepSpeed|placeholder", cure="zero_to_fp32|gather",
     )  # fmt: skip
@@ -195,9 +197,8 @@ def adapter_where_the_model_is_meant(at: At) -> Broken:
     settings = {"peft_type": "LORA", "r": rank, "target_modules": ["q_proj", "v_proj"]}
     (at.folder / "adapter_config.json").write_text(json.dumps(settings))
     return Broken(
-        path=path, finds="adapter-alone", place=("lora_A", path.name),
-        mend=Tell("peft|base model"), targets={"model": target}, cause="adapter|LoRA factors",
-        cure="peft|base model",
+        path=path, finds="adapter-alone", place=("lora_A", path.name), mend=Tell("peft|base model"),
+        targets={"model": target}, cause="adapter|LoRA factors", cure="peft|base model",
     )  # fmt: skip
 
 
@@ -212,8 +213,9 @@ def lone_distcp(at: At) -> Broken:
     path.parent.mkdir()
     path.write_bytes(inside.read_bytes())
     return Broken(
-        path=path, finds="dcp-file-alone", place=path.name, mend=Tell(r"director|folder|\.metadata"),
-        cause="distributed checkpoint|distcp", cure=r"director|\.metadata|dcp",
+        path=path, finds="dcp-file-alone", place=path.name,
+        mend=Tell(r"director|folder|\.metadata"), cause="distributed checkpoint|distcp",
+        cure=r"director|\.metadata|dcp",
     )  # fmt: skip
 
 
@@ -221,8 +223,9 @@ def no_tensor_at_all(at: At) -> Broken:
     """The settings were saved, not the model."""
     path = at.save({"lr": 0.1, "layers": [1, 2, 3], "name": at.word()})
     return Broken(
-        path=path, finds="no-tensors", place=path.name, mend=Tell("weights|model|tensor|state"),
-        targets={"model": sequential()}, cause="no tensor|Unexpected key", cure="state_dict",
+        path=path, finds=("no-tensors", "part-missing"), place=(path.name, "model"),
+        mend=Tell("weights|model|tensor|state"), targets={"model": sequential()},
+        cause="no tensor|Unexpected key", cure="state_dict",
     )  # fmt: skip
 
 
@@ -236,7 +239,7 @@ def lightning_without_optimizer(at: At) -> Broken:
         path=path, finds="optimizer-absent", place=("optimizer", path.name),
         mend=Tell("weights|fresh|start"),
         targets={"model": target, "optimizer": torch.optim.Adam(target.parameters())},
-        cause="optimizer.*(missing|absent|not)|only weights|only the model",
+        cause="KeyError: .optimizer|optimizer.*(missing|absent|not)|only weights|only the model",
         cure="fresh|new optimizer|save_weights_only",
     )  # fmt: skip
 
@@ -246,7 +249,7 @@ def a_list_of_tensors(at: At) -> Broken:
     model = lived(sequential(at.rng.randint(4, 9)))
     path = at.save([p.detach().clone() for p in model.parameters()])
     return Broken(
-        path=path, finds="names-absent", place=path.name, mend=Tell("name|order|state_dict"),
-        targets={"model": nn.Sequential(nn.Linear(3, 3))}, cause="dict-like.*list|no names",
-        cure="state_dict",
+        path=path, finds=("names-absent", "part-missing"), place=(path.name, "model"),
+        mend=Tell("name|order|state_dict"), targets={"model": nn.Sequential(nn.Linear(3, 3))},
+        cause="dict-like.*list|no names", cure="state_dict",
     )  # fmt: skip

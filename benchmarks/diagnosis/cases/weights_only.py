@@ -88,8 +88,8 @@ def several_rich_values(at: At) -> Broken:
     path = at.save({"state_dict": truth, **dict(zip(keys, values, strict=True))})
     _refused(path)
     return Broken(
-        path=path, finds="weights-only", place=keys[1], mend=written(truth),
-        cause="Unsupported", cure="convert|safe_globals",
+        path=path, finds="weights-only", place=keys[1], mend=written(truth), cause="Unsupported",
+        cure="convert|safe_globals",
     )  # fmt: skip
 
 

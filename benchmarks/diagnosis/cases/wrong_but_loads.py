@@ -9,10 +9,17 @@ from torch import nn
 from benchmarks.diagnosis.broken import At, Broken, Tell, variants
 from benchmarks.diagnosis.checks import holds
 from benchmarks.diagnosis.models import (
-    ConvNet, Transformer, any_model, gpt2, lived, sequential, state, steps,
+    ConvNet,
+    Transformer,
+    any_model,
+    gpt2,
+    lived,
+    sequential,
+    state,
+    steps,
 )  # fmt: skip
 
-_EARLIER = "earlier|previous|before|last good"
+_EARLIER = "earlier|previous|before|last good|another checkpoint"
 
 
 def _file(at: At, tensors: dict[str, torch.Tensor]) -> Any:
@@ -189,8 +196,9 @@ def nothing_of_it_fits(at: At) -> Broken:
     path = _file(at, state(lived(gpt2())))
     return Broken(
         path=path, finds=("nothing-restored", "names", "missing-keys"),
-        place=("conv.weight", "model", path.name), mend=Tell("another model|other|none|no |0 %|missing"),
-        targets={"model": sequential()}, cause="Missing key", cure="another model|other file",
+        place=("conv.weight", "model", path.name),
+        mend=Tell("another model|other|none|no |0 %|missing"), targets={"model": sequential()},
+        cause="Missing key", cure="another model|other file",
     )  # fmt: skip
 
 
@@ -199,9 +207,9 @@ def half_of_it_fits(at: At) -> Broken:
     truth = state(lived(ConvNet(8, depth=4)))
     tensors = {n: t for n, t in truth.items() if not n.startswith(("layers.2", "layers.3"))}
     return Broken(
-        path=_file(at, tensors), finds="missing-keys", place="layers.2",
-        mend=holds(tensors), targets={"model": ConvNet(8, depth=4)},
-        cause="Missing key", cure="strict=False|depth|initiali",
+        path=_file(at, tensors), finds="missing-keys", place="layers.2", mend=holds(tensors),
+        targets={"model": ConvNet(8, depth=4)}, cause="Missing key",
+        cure="strict=False|depth|initiali",
     )  # fmt: skip
 
 
@@ -235,8 +243,8 @@ def pickled_while_training(at: At) -> Broken:
     model = nn.Sequential(nn.Linear(4, 6), nn.BatchNorm1d(6), nn.Dropout(0.4), nn.Linear(6, 2))
     path = at.save(lived(model).train())
     return Broken(
-        path=path, finds="training-mode", place=path.name, mend=Tell(r"eval\(\)"),
-        cause="train", cure=r"eval\(\)",
+        path=path, finds="training-mode", place=path.name, mend=Tell(r"eval\(\)"), cause="train",
+        cure=r"eval\(\)",
     )  # fmt: skip
 
 
@@ -258,8 +266,8 @@ def not_registered(at: At, what: str) -> Broken:
     model = Net()
     return Broken(
         path=_file(at, state(model)), finds="unregistered", place=attribute,
-        mend=Tell("register|ModuleList|ModuleDict"), targets={"model": Net()},
-        cause=attribute, cure="register|ModuleList",
+        mend=Tell("register|ModuleList|ModuleDict"), targets={"model": Net()}, cause=attribute,
+        cure="register|ModuleList",
     )  # fmt: skip
 
 
@@ -274,9 +282,9 @@ class _Tied(nn.Module):
 def tied_here_and_two_in_the_file(at: At) -> Broken:
     """The last of two keys wins, without a word."""
     return Broken(
-        path=_file(at, state(lived(_Tied(False)))), finds="tie-conflict", place=("embed.weight", "head.weight"),
-        mend=Tell("ti(e|ed)|untie|one of"), targets={"model": _Tied()}, cause=r"\btied?\b|share",
-        cure="untie|tie",
+        path=_file(at, state(lived(_Tied(False)))), finds="tie-conflict",
+        place=("embed.weight", "head.weight"), mend=Tell("ti(e|ed)|untie|one of"),
+        targets={"model": _Tied()}, cause=r"\btied?\b|share", cure="untie|tie",
     )  # fmt: skip
 
 
@@ -284,8 +292,9 @@ def tied_in_the_file_and_two_here(at: At) -> Broken:
     model = lived(_Tied())
     path = at.save(model.state_dict())
     return Broken(
-        path=path, finds="tie-lost", place=("embed.weight", "head.weight"),
-        mend=Tell("ti(e|ed)"), targets={"model": _Tied(False)}, cause=r"\btied?\b|share", cure="tie",
+        path=path, finds=("tie-lost", "tie-restored"), place=("embed.weight", "head.weight"),
+        mend=Tell("ti(e|ed)"), targets={"model": _Tied(False)}, cause=r"\btied?\b|share",
+        cure="tie",
     )  # fmt: skip
 
 
