@@ -55,7 +55,7 @@ def small_zip_cut_short(at: At) -> Broken:
     )  # fmt: skip
 
 
-@variants(0.3, 0.8)
+@variants(0.6, 0.9)
 def legacy_cut_short(at: At, part: float) -> Broken:
     truth = _large(at)
     path = at.save(truth, _use_new_zipfile_serialization=False)
@@ -67,7 +67,7 @@ def legacy_cut_short(at: At, part: float) -> Broken:
     )  # fmt: skip
 
 
-@variants(0.3, 0.8)
+@variants(0.6, 0.9)
 def safetensors_cut_short(at: At, part: float) -> Broken:
     truth = _large(at)
     path = _safetensors(at, truth)
