@@ -28,13 +28,17 @@ def examine(subject: Any, where: str) -> list[Finding]:
     return found
 
 
-@cache
 def rules_for(kind: type) -> tuple[Rule, ...]:
     """The rules whose parameter is of this type, by family and in the order of the source."""
     return tuple(rule for rule in _rules() if _parameter(rule) is kind)
 
 
-def _rules() -> Iterator[Rule]:
+@cache
+def _rules() -> tuple[Rule, ...]:
+    return tuple(_defined())
+
+
+def _defined() -> Iterator[Rule]:
     for info in iter_modules(rules.__path__):
         module = import_module(f"{rules.__name__}.{info.name}")
         for name, value in vars(module).items():

@@ -4,13 +4,27 @@ A rule asks for one of these by the type of its parameter. A file alone is a `Vi
 """
 
 from collections.abc import Mapping
-from typing import Any
 
-from msgspec import Struct
+from msgspec import Struct, field
 
+from holdtrue.doctor.fit.layouts import Rewrite
+from holdtrue.doctor.live_training import LiveTraining
 from holdtrue.doctor.state_dicts import StateDict
+from holdtrue.doctor.statistics import Statistics
+from holdtrue.doctor.training_state import SavedTraining
+from holdtrue.findings import Confidence
 from holdtrue.formats.view import View
 from holdtrue.records.architecture import Architecture
+
+
+class Proposal(Struct, frozen=True, kw_only=True):
+    """A call of restore that was tried on paper and went through without an error."""
+
+    command: str
+    rename: Mapping[str, str] = field(default_factory=dict)
+    allow: tuple[str, ...] = ()
+    lossless: bool = True  # False: some of the model or of the file is left out
+    confidence: Confidence = "certain"
 
 
 class Fit(Struct, frozen=True, kw_only=True, eq=False):
@@ -19,12 +33,38 @@ class Fit(Struct, frozen=True, kw_only=True, eq=False):
     view: View
     part: str  # what the caller calls the model
     state: StateDict  # the one of the file that is meant
+    standing: Mapping[str, str]  # name in the file → the name that restore gives it by itself
     names: Mapping[str, str]  # name in the file → name in the model, where one is known
     target: Architecture  # of the live model
+    needed: tuple[tuple[str, ...], ...] = ()  # names of each tensor of the model that is kept
+    by_order: tuple[str, ...] = ()  # names that only their order tells apart
+    confidence: Confidence = "certain"  # of `names`
+    rewrites: tuple[Rewrite, ...] = ()  # other layouts of the same numbers
+    proposal: Proposal | None = None
 
 
 class Weights(Struct, frozen=True, kw_only=True, eq=False):
-    """The values of a file's tensors, summed up: path in `view.tensors` → statistics."""
+    """The values of a file's tensors, summed up, and the dtypes that they are meant for, if known.
+
+    Both are by the paths of `view.tensors`; a component's by its tensor's path and its own name.
+    What could not be read, or holds no numbers, has no statistics.
+    """
 
     view: View
-    statistics: Mapping[str, Any]
+    statistics: Mapping[str, Statistics]
+    wanted: Mapping[str, str] = field(default_factory=dict)  # path → the live tensor's dtype
+
+
+class Training(Struct, frozen=True, kw_only=True, eq=False):
+    """What a file keeps of a training."""
+
+    view: View
+    saved: SavedTraining
+
+
+class Resuming(Struct, frozen=True, kw_only=True, eq=False):
+    """What a file keeps of a training beside the live objects that are to go on from it."""
+
+    view: View
+    saved: SavedTraining
+    live: LiveTraining

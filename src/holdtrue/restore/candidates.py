@@ -6,18 +6,15 @@ others are just as likely what was meant.
 """
 
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
 from msgspec import Struct
 
+from holdtrue.doctor.fit.wrappers import Naming, covers, is_known, namings
 from holdtrue.doctor.state_dicts import StateDict
 from holdtrue.findings import Finding
 from holdtrue.formats.view import LazyTensor
-
-# What wrappers and trainers put before every name; see the field's own documentation of each.
-_PREFIXES = ("module.", "_orig_mod.", "model.", "net.", "_forward_module.", "_fsdp_wrapped_module.",
-             "state_dict.")  # fmt: skip
 
 # What lies below these has the names and shapes of weights, and is none.
 _BESIDE_WEIGHTS = re.compile(
@@ -32,7 +29,7 @@ class Candidate(Struct, frozen=True, eq=False):
     """A state dict weighed against one module."""
 
     state: StateDict
-    prefix: str  # to take off every name
+    naming: Naming  # what is taken out of its names, or put on
     named: int  # names that are the module's
     fitting: int  # of these, with the module's shapes
     keyword: int  # how well its name fits the target's: 3 is the same, 0 not at all
@@ -59,17 +56,31 @@ def weigh(
     state: StateDict,
     shapes: Mapping[str, tuple[int, ...] | None],
     rename: Callable[[str], str],
+    needed: Collection[tuple[str, ...]],
 ) -> Candidate:
-    """The state dict with the prefix taken off that makes it fit best; the shortest of equals."""
-    keyword = _keyword(target, state.path)
+    """The state dict under the names that make it fit best; of equals the least changed.
 
-    def with_prefix(prefix: str) -> Candidate:
-        named = {rename(n.removeprefix(prefix)): t.shape for n, t in state.names.items()}
+    Known wrappers are taken off for that alone; any other prefix where the whole target is covered:
+    of each group of names in `needed`, which are one tensor, one.
+    """
+    keyword = _keyword(target, state.path)
+    tensors = {name: tensor.shape for name, tensor in state.names.items()}
+
+    def under(naming: Naming) -> Candidate | None:
+        def new(name: str) -> str:
+            return rename(naming(name))
+
+        named = {new(name): shape for name, shape in tensors.items()}
+        if naming.changes and len(named) < len(tensors):  # two names would become one
+            return None
+        if not is_known(naming) and not covers(named, shapes, needed):
+            return None
         both = named.keys() & shapes.keys()
         fitting = sum(shapes[n] in (None, named[n]) for n in both)
-        return Candidate(state, prefix, len(both), fitting, keyword)
+        return Candidate(state, naming, len(both), fitting, keyword)
 
-    return max(map(with_prefix, _prefixes(state)), key=lambda c: (c.fitting, c.named))
+    ways = [c for naming in namings(tensors, shapes) if (c := under(naming)) is not None]
+    return max(ways, key=lambda c: (c.fitting, c.named))
 
 
 def assign(
@@ -193,15 +204,3 @@ def _keyword(target: str, path: str) -> int:
         return 2
     long_enough = len(wanted) > 2 and wanted in bare[-1].lower()
     return int(long_enough or wanted in [word.lower() for word in _WORD.findall(bare[-1])])
-
-
-def _prefixes(state: StateDict) -> list[str]:
-    """ "" and each stack of known prefixes that stands before every name."""
-    stacks, stack = [""], ""
-    while state.names:
-        step = next((p for p in _PREFIXES if all(n.startswith(stack + p) for n in state.names)), "")
-        if not step:
-            break
-        stack += step
-        stacks.append(stack)
-    return stacks
