@@ -8,7 +8,7 @@ import click
 from holdtrue.cli.imported import imported
 from holdtrue.cli.progress import progress_bar
 from holdtrue.cli.render import show_report
-from holdtrue.diagnosis import diagnose
+from holdtrue.diagnosis.diagnose import diagnose
 
 _NOT_MADE = {"model-unavailable", "optimizer-unavailable"}
 

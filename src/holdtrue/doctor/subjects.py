@@ -4,6 +4,7 @@ A rule asks for one of these by the type of its parameter. A file alone is a `Vi
 """
 
 from collections.abc import Mapping
+from typing import Any
 
 from msgspec import Struct, field
 
@@ -12,7 +13,7 @@ from holdtrue.doctor.live_training import LiveTraining
 from holdtrue.doctor.state_dicts import StateDict
 from holdtrue.doctor.statistics import Statistics
 from holdtrue.doctor.training_state import SavedTraining
-from holdtrue.findings import Confidence
+from holdtrue.findings import Confidence, Finding
 from holdtrue.formats.view import View
 from holdtrue.records.architecture import Architecture
 
@@ -68,3 +69,27 @@ class Resuming(Struct, frozen=True, kw_only=True, eq=False):
     view: View
     saved: SavedTraining
     live: LiveTraining
+
+
+class Kept(Struct, frozen=True, kw_only=True, eq=False):
+    """One checkpoint in a folder, opened and summed up."""
+
+    name: str  # within the folder
+    nbytes: int  # on disk
+    format: str = ""  # "" for one that does not open
+    findings: tuple[Finding, ...] = ()  # errors: what is damaged
+    fingerprint_of: str = ""  # where its weights lie; "" for a file without
+    fingerprint: str | None = None  # equal for equal weights; None where it is not known
+    values: Mapping[str, Any] = field(default_factory=dict)  # epoch, metrics
+    step: int | None = None
+
+
+class Folder(Struct, frozen=True, kw_only=True, eq=False):
+    """A folder of checkpoints, of a run of holdtrue's or of anyone's."""
+
+    path: str
+    names: tuple[str, ...]  # all that lies in it
+    kept: tuple[Kept, ...]
+    run: bool = False  # holdtrue's
+    leftovers: tuple[str, ...] = ()  # of saves that never ended
+    pointers: Mapping[str, str] = field(default_factory=dict)  # file → the checkpoint it names
