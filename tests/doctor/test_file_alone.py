@@ -3,19 +3,23 @@
 import argparse
 import collections
 import datetime
+import os
 import pathlib
 import pickle
 import warnings
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from safetensors.torch import save_file
-from tests.formats.corpus import CORPUS
 
 import holdtrue
 from holdtrue.formats.weights_only import GLOBALS, OPCODES
 
+CORPUS = Path(
+    os.environ.get("HOLDTRUE_CORPUS", Path(__file__).resolve().parents[3] / "shared/corpus")
+)
 _VALUES = {
     "numpy number": np.float64(0.5),
     "numpy array": np.arange(3.0),

@@ -50,7 +50,10 @@ def diagnose(
         return report(str(place), [*told, *findings], ["everything else: it cannot be opened"])
     findings += [*_about_file(checkpoint), *about_training(place, checkpoint)]
     if targets:
-        findings += about_targets(checkpoint, os.fspath(path), targets)
+        beside = about_targets(checkpoint, os.fspath(path), targets)
+        # What the comparison knows more of is not told twice.
+        compared = {finding.code for finding in beside}
+        findings = [*(f for f in findings if f.code not in compared), *beside]
     if deep:
         findings += about_damage(checkpoint, findings)
         findings += about_values(checkpoint, findings, progress, targets)

@@ -40,6 +40,7 @@ class Fit(Struct, frozen=True, kw_only=True, eq=False):
     needed: tuple[tuple[str, ...], ...] = ()  # names of each tensor of the model that is kept
     by_order: tuple[str, ...] = ()  # names that only their order tells apart
     confidence: Confidence = "certain"  # of `names`
+    rivals: tuple[str, ...] = ()  # prefixes of which each alone covers the whole model
     rewrites: tuple[Rewrite, ...] = ()  # other layouts of the same numbers
     proposal: Proposal | None = None
 

@@ -51,6 +51,13 @@ class Chosen(Struct, frozen=True, eq=False):
     why: str
 
 
+class Undecided(Struct, frozen=True, eq=False):
+    """Why there is none, and one that the caller could name."""
+
+    finding: Finding
+    source: str
+
+
 def weigh(
     target: str,
     state: StateDict,
@@ -85,14 +92,14 @@ def weigh(
 
 def assign(
     weighed: Mapping[str, Sequence[Candidate]], source: Mapping[str, str]
-) -> dict[str, Chosen | Finding]:
-    """For each target the candidate that is meant, or a finding that says why there is none.
+) -> dict[str, Chosen | Undecided]:
+    """For each target the candidate that is meant, or why there is none.
 
     Those that the caller names come first, then those whose own name fits; what one target took is
     for no other while another candidate is left.
     """
     taken: set[str] = set()
-    decided: dict[str, Chosen | Finding] = {}
+    decided: dict[str, Chosen | Undecided] = {}
 
     def certainty(target: str) -> tuple[bool, int]:
         return target in source, max(c.keyword for c in _best(weighed[target]))
@@ -123,7 +130,7 @@ def _best(candidates: Sequence[Candidate]) -> list[Candidate]:
     return [c for c in named if c.of_weights] or named or list(candidates)
 
 
-def _decide(target: str, candidates: Sequence[Candidate], taken: set[str]) -> Chosen | Finding:
+def _decide(target: str, candidates: Sequence[Candidate], taken: set[str]) -> Chosen | Undecided:
     eligible = _best(candidates)
     pool = [c for c in eligible if c.path not in taken] or eligible
     top = max((c.fitting, c.named) for c in pool)
@@ -147,14 +154,15 @@ def _decide(target: str, candidates: Sequence[Candidate], taken: set[str]) -> Ch
     return Chosen(meant[0], f"{only}; {rest}")
 
 
-def _named(target: str, wanted: str, candidates: Sequence[Candidate]) -> Chosen | Finding:
+def _named(target: str, wanted: str, candidates: Sequence[Candidate]) -> Chosen | Undecided:
     found = [c for c in candidates if c.path == wanted]
     found = found or [c for c in candidates if c.state.label == wanted]
     if len(found) == 1:
         return Chosen(found[0], f"source names it for {target!r}")
     if found:
         return _ambiguous(target, found)
-    return Finding(
+    return _undecided(
+        candidates[0],
         code="source-missing",
         severity="error",
         where=target,
@@ -164,8 +172,9 @@ def _named(target: str, wanted: str, candidates: Sequence[Candidate]) -> Chosen 
     )
 
 
-def _ambiguous(target: str, candidates: Sequence[Candidate]) -> Finding:
-    return Finding(
+def _ambiguous(target: str, candidates: Sequence[Candidate]) -> Undecided:
+    return _undecided(
+        candidates[0],
         code="state-dict-ambiguous",
         severity="error",
         where=target,
@@ -173,6 +182,10 @@ def _ambiguous(target: str, candidates: Sequence[Candidate]) -> Finding:
         why=f"nothing tells which: {_paths(candidates)}",
         fix=f'say which one: source={{"{target}": "{candidates[0].path}"}}',
     )
+
+
+def _undecided(first: Candidate, **finding: Any) -> Undecided:
+    return Undecided(Finding(**finding), first.path)
 
 
 def _paths(candidates: Sequence[Candidate]) -> str:

@@ -13,7 +13,7 @@ from holdtrue.errors import HoldtrueError
 from holdtrue.findings import Finding
 from holdtrue.formats.view import View
 from holdtrue.restore.factories import module_of
-from holdtrue.restore.fitting import gather, together
+from holdtrue.restore.fitting import gather, together, with_source
 from holdtrue.restore.request import Request, plan_request
 from holdtrue.restore.trying import tried
 
@@ -37,6 +37,7 @@ def compare(request: Request) -> list[Finding]:
     except HoldtrueError as error:  # the file is damaged where it had to be read
         return list(error.report.findings)
     found = [f for f in planned.plan.findings if f.code != "parts-left"]
+    found = with_source(request, planned, found)
     for fit in gather(request, planned):
         said = examine(fit, fit.part)
         if request.manifest is not None:  # the plan has said it of a record that knows more

@@ -31,6 +31,8 @@ class Foreign(Struct):
     parts: dict[str, Part] = field(default_factory=dict)
     tensors: dict[str, LazyTensor] = field(default_factory=dict)
     chosen: dict[str, Candidate] = field(default_factory=dict)
+    undecided: dict[str, str] = field(default_factory=dict)  # target → a source it could have
+    lost: set[str] = field(default_factory=set)  # targets that the file has nothing for
     findings: list[Finding] = field(default_factory=list)
 
 
@@ -49,8 +51,15 @@ def foreign_targets(
             continue
         if not isinstance(target, nn.Module):
             made.findings.append(_by_hand(view, name, target))
+            made.lost.add(name)
         elif not found:
-            made.findings.append(_no_state_dict(view, name))
+            packed = _packed_names(view.tree)
+            here = any("quantized" in type(m).__module__ for m in target.modules())
+            differs = packed and not here
+            made.findings.append(
+                _quantised(name, packed) if differs else _no_state_dict(view, name)
+            )
+            made.lost.add(name)
         else:
             places = Places.of(target)
             rename = renamer(Plan(choice), name)
@@ -64,7 +73,9 @@ def foreign_targets(
             made.parts[name] = _as_part(name, chosen.candidate.state, names, made.tensors)
             made.findings += _said(view, name, chosen)
         else:
-            made.findings.append(chosen)
+            made.findings.append(chosen.finding)
+            made.undecided[name] = chosen.source
+            made.lost.add(name)
     return made
 
 
@@ -82,6 +93,7 @@ def _laid_out(made: Foreign, name: str, target: nn.Module, choice: Choice) -> di
         {new: lazy for new, (_, lazy) in renamed.items()},
         places.shapes,
         conv1d=places.conv1d,
+        matrices=places.matrices,
         parameters=places.parameters,
     )
     for rewrite in rewrites:
@@ -189,6 +201,29 @@ def _no_state_dict(view: View, name: str) -> Finding:
         why=f"it holds {held}",
         fix="name the file that the model was saved to; `holdtrue inspect` shows what is in this "
         'one; or leave the target as it is: allow=["part-missing"]',
+    )
+
+
+def _packed_names(tree: Any) -> list[str]:
+    """Keys under which torch keeps packed quantised weights: at the top, or one dict below."""
+    found: list[str] = []
+    for place in (tree, *(tree.values() if isinstance(tree, dict) else ())):
+        if isinstance(place, dict):
+            found += [k for k in place if isinstance(k, str) and "_packed_params" in k]
+    return found
+
+
+def _quantised(name: str, packed: list[str]) -> Finding:
+    return Finding(
+        code="quantisation-differs",
+        severity="error",
+        where=f"{name}/{packed[0]}",
+        what="the weights are quantised in the file and floating point in the model",
+        why=f"torch packs them into objects of its own ({', '.join(packed[:3])[:200]})",
+        fix="quantise the model in the same way before restoring, or save the weights before they "
+        "are quantised",
+        saved="quantised",
+        expected="floating point",
     )
 
 

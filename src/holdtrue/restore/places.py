@@ -16,6 +16,7 @@ class Places(Struct, frozen=True, kw_only=True):
     persistent: frozenset[str]
     groups: tuple[tuple[str, ...], ...]  # the names of each tensor; several where it is tied
     conv1d: frozenset[str]  # weights that are stored [in, out]
+    matrices: frozenset[str]  # weights of two dimensions, but for embeddings
     parameters: tuple[str, ...]  # in the model's order, tied ones once
     counts: dict[str, int] = field(default_factory=dict)  # elements
 
@@ -41,6 +42,14 @@ class Places(Struct, frozen=True, kw_only=True):
                 e.name
                 for e in found
                 if e.attribute == "weight" and class_name(type(e.owner)) == _CONV1D
+            ),
+            matrices=frozenset(
+                e.name
+                for e in found
+                if e.is_parameter
+                and not isinstance(e.owner, nn.Embedding | nn.EmbeddingBag)
+                and not nn.parameter.is_lazy(e.tensor)
+                and e.tensor.dim() == 2
             ),
             parameters=tuple(e.name for e in found if e.is_parameter and e.name in first),
             counts={

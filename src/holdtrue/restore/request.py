@@ -44,8 +44,7 @@ def plan_request(request: Request, *, dry: bool = False) -> Planned:
     if request.manifest is None:
         foreign = foreign_targets(view, targets, request.source, choice)
         fresh.foreign, fresh.tensors = True, foreign.tensors
-        lost = {finding.where for finding in foreign.findings}
-        named = {name: target for name, target in targets.items() if name not in lost}
+        named = {name: target for name, target in targets.items() if name not in foreign.lost}
         plan = plan_restore(foreign.parts, fresh, named, choice, False, view.format, dry=dry)
         for finding in foreign.findings:
             plan.found(finding)

@@ -39,12 +39,13 @@ def find_rewrites(
     shapes: Mapping[str, Shape | None],
     *,
     conv1d: frozenset[str] = frozenset(),
+    matrices: frozenset[str] = frozenset(),
     parameters: tuple[str, ...] = (),
 ) -> list[Rewrite]:
     """What would fill names of the target that no tensor of the file fits as it stands.
 
-    `conv1d` names tensors whose module stores the weight as [in, out]; `parameters` are those of
-    the target in its order, for what was flattened.
+    `conv1d` names weights that are stored as [in, out]; `matrices` all that could be stored either
+    way; `parameters` are those of the target in its order, for what was flattened.
     """
     usable = {n: t for n, t in file.items() if can_be_laid_out(t)}
     open_names = {
@@ -61,7 +62,7 @@ def find_rewrites(
                 for name in rewrite.sources:
                     del free[name]
     # A square matrix shows nothing by its shape; what stands around it does.
-    found += _square(file, shapes, found, conv1d)
+    found += _square(usable, shapes, found, matrices)
     found += _flat(free, open_names, parameters)
     return found
 
@@ -80,25 +81,34 @@ def _square(
     file: Mapping[str, LazyTensor],
     shapes: Mapping[str, Shape | None],
     found: list[Rewrite],
-    conv1d: frozenset[str],
+    matrices: frozenset[str],
 ) -> list[Rewrite]:
-    turned = [r.sources[0] for r in found if r.code == "weights-transposed"]
-    if not turned or not conv1d:
+    """Square matrices whose neighbours were all turned, the nearest that show it."""
+    turned = {r.sources[0] for r in found if r.code == "weights-transposed"}
+    if not turned:
         return []
-    # Only where every matrix of the layers that are known to be stored so was turned.
-    mine = {n for n in turned if n in conv1d}
-    decided = [n for n in conv1d if n in file and not _is_square(file[n].shape)]
-    if not mine or len(mine) < len(decided):
-        return []
-    more = [
-        n for n in conv1d
-        if n in file and _is_square(file[n].shape) and file[n].shape == shapes.get(n)
-    ]  # fmt: skip
-    return [
-        Rewrite(code="weights-transposed", sources=(n,), made={n: transposed(file[n])}, sure=False)
-        for n in more
-        if can_be_laid_out(file[n])
-    ]
+    both = [n for n in matrices if n in file and len(file[n].shape) == 2]
+    decided = [n for n in both if not _is_square(file[n].shape)]
+    more = []
+    for name in sorted(both):
+        if not _is_square(file[name].shape) or file[name].shape != shapes[name]:
+            continue
+        near = _neighbours(name, decided)
+        if near and near <= turned:
+            made = {name: transposed(file[name])}
+            more.append(Rewrite(code="weights-transposed", sources=(name,), made=made, sure=False))
+    return more
+
+
+def _neighbours(name: str, others: list[str]) -> set[str]:
+    """Those that stand with it in the smallest part of the model that has some."""
+    head = name
+    while head:
+        head = head.rpartition(".")[0]
+        near = {n for n in others if not head or n.startswith(f"{head}.")}
+        if near:
+            return near
+    return set()
 
 
 def _is_square(shape: Shape) -> bool:

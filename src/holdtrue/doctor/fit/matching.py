@@ -18,7 +18,10 @@ from holdtrue.doctor.fit.wrappers import Shape
 Confidence = Literal["certain", "likely", "hint"]
 _RIVALS = 16  # names of the target that one ending may propose
 _MARGIN = 0.04  # by which a name must be more alike than the next
-_LARGEST_GROUP = 256  # of equal shapes: beyond, names are not compared each with each
+_LARGEST_GROUP = 128  # of equal shapes: beyond, names are not compared each with each
+_COMPARED = 200_000  # pairs of names that are compared in all
+_LONGEST = 512  # characters, and
+_DEEPEST = 48  # components of a name that is looked at
 _ORDER: dict[Confidence, int] = {"certain": 0, "likely": 1, "hint": 2}
 
 
@@ -58,10 +61,38 @@ def match(
     # A name that both have, with two shapes, is one tensor that was changed, not two of them.
     for name in [n for n in left.file if n in left.target]:
         del left.file[name], left.target[name]
+    for name in [n for n in left.file if len(n) > _LONGEST or n.count(".") >= _DEEPEST]:
+        del left.file[name]
     _by_spelling(left)
     _by_prefix(left)
     _by_likeness_and_order(left, ordered)
+    if _exchanged(left.into.renamed, file, target):
+        left.into.confidence = "hint"
     return left.into
+
+
+def _exchanged(
+    renamed: Mapping[str, str], file: Mapping[str, Shape], target: Mapping[str, Shape | None]
+) -> bool:
+    """Whether a part of the file is called like another part of the model, and that like a third:
+    then equal names may be chance as well."""
+    mine, theirs = _paths(file), _paths(target)
+    for old, new in renamed.items():
+        a, b = old.split("."), new.split(".")
+        while len(a) > 1 and len(b) > 1 and a[-1] == b[-1]:
+            a, b = a[:-1], b[:-1]
+        if ".".join(a) in theirs and ".".join(b) in mine:
+            return True
+    return False
+
+
+def _paths(names: Iterable[str]) -> set[str]:
+    """Every name and all that it stands in."""
+    found: set[str] = set()
+    for name in names:
+        pieces = name.split(".")
+        found |= {".".join(pieces[:at]) for at in range(1, len(pieces) + 1)}
+    return found
 
 
 def _fits(shape: Shape, wanted: Shape | None) -> bool:
@@ -158,13 +189,14 @@ def _by_likeness_and_order(left: _Open, ordered: bool) -> None:
             theirs[_kind(name), wanted].append(name)
     found: dict[str, tuple[str, Confidence]] = {}
     by_order: list[str] = []
-    for key, files in mine.items():
-        targets = theirs.get(key, [])
-        if not targets or len(files) > _LARGEST_GROUP or len(targets) > _LARGEST_GROUP:
+    compared = 0
+    for (_, shape), files, targets in _groups(mine, theirs):
+        compared += len(files) * len(targets)
+        if max(len(files), len(targets)) > _LARGEST_GROUP or compared > _COMPARED:
             continue
         if len(files) == len(targets) == 1:
             alike = likeness(files[0], targets[0])
-            found[files[0]] = (targets[0], "likely" if alike > 0.4 or len(key[1]) > 1 else "hint")
+            found[files[0]] = (targets[0], "likely" if alike > 0.4 or len(shape) > 1 else "hint")
             continue
         pairs = _alike(files, targets)
         if len(files) == len(targets):
@@ -180,6 +212,30 @@ def _by_likeness_and_order(left: _Open, ordered: bool) -> None:
     left.into.by_order += [old for old in by_order if old in found]
     for old, (new, confidence) in found.items():
         left.pair(old, new, confidence)
+
+
+_Group = tuple[tuple[str, Shape], list[str], list[str]]
+
+
+def _groups(
+    mine: Mapping[tuple[str, Shape], list[str]], theirs: Mapping[tuple[str, Shape], list[str]]
+) -> Iterable[_Group]:
+    """What could be paired: of one kind and shape; of one layer, where both count them alike."""
+    for key, files in mine.items():
+        targets = theirs.get(key, [])
+        ours, others = _by_numbers(files), _by_numbers(targets)
+        alike = {n: len(g) for n, g in ours.items()} == {n: len(g) for n, g in others.items()}
+        if len(ours) > 1 and alike:
+            yield from ((key, group, others[numbers]) for numbers, group in ours.items())
+        elif targets:
+            yield key, files, targets
+
+
+def _by_numbers(names: Iterable[str]) -> dict[tuple[int, ...], list[str]]:
+    found: dict[tuple[int, ...], list[str]] = defaultdict(list)
+    for name in names:
+        found[_numbers(name)].append(name)
+    return found
 
 
 def _kind(name: str) -> str:

@@ -5,6 +5,7 @@ from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Mapping
 
 _WEIGHED = 48  # candidates that are tried in one round
+_STARS = 3  # numbers that a pattern leaves open
 _MOST = 400  # rounds, and so patterns
 
 
@@ -38,51 +39,54 @@ def filled(match: "re.Match[str]", new: str) -> str:
     return "".join(p + g for p, g in zip(pieces, groups, strict=False))
 
 
-def compress(mapping: Mapping[str, str], names: Collection[str]) -> dict[str, str]:
+def compress(
+    mapping: Mapping[str, str],
+    names: Collection[str],
+    free: Collection[str] = (),
+    taken: Collection[str] = (),
+) -> dict[str, str]:
     """The fewest patterns found that rename as `mapping` says and leave all other `names` alone.
 
-    Names with a "*" of their own cannot be written as patterns: then there are none.
+    Those in `free` may get any name that is not `taken`. Names with a "*" of their own cannot be
+    written as patterns: then there are none. The general patterns are found first and come last,
+    since the first that fits is applied.
     """
-    wanted = {name: mapping.get(name, name) for name in names}
-    left = [name for name, new in wanted.items() if new != name]
-    if any("*" in name for name in (*left, *mapping.values())):
+    wanted: dict[str, str | None] = {name: mapping.get(name, name) for name in names}
+    wanted |= {name: None for name in free if name not in mapping}
+    if any("*" in name for name in (*wanted, *mapping.values())):
         return {}
-    chosen: dict[str, str] = {}
-    settled: set[str] = set()
+    now = {name: name for name in wanted}
+    avoid = frozenset(taken)
+
+    def right(name: str, new: str) -> bool:
+        meant = wanted[name]
+        return new not in avoid if meant is None else new == meant
+
+    left = [name for name in wanted if not right(name, name)]
+    chosen: list[tuple[str, str]] = []
     while left and len(chosen) < _MOST:
         votes: Counter[tuple[str, str]] = Counter()
         for name in left:
-            votes.update(set(_candidates(name, wanted[name])))
-        best, reached = ("", ""), frozenset[str]()
+            votes.update(set(_candidates(name, wanted[name] or name)))
         ranked = sorted(votes.items(), key=lambda v: (-v[1], len(v[0][0] + v[0][1]), v[0]))
+        best, most, changed = (left[0], wanted[left[0]] or left[0]), 0, dict[str, str]()
         for (old, new), count in ranked[:_WEIGHED]:
-            if count <= len(reached) or old in chosen:
+            if count <= most or old in dict(chosen):
                 continue
-            hit = _reached(old, new, wanted, settled)
-            if len(hit) > len(reached):
-                best, reached = (old, new), hit
-        if not reached:
-            name = left[0]
-            best, reached = (name, wanted[name]), frozenset({name})
-        chosen[best[0]] = best[1]
-        settled |= reached
-        left = [name for name in left if name not in settled]
-    return chosen
+            effect = _effect(old, new, now)
+            gain = sum(right(n, r) - right(n, now[n]) for n, r in effect.items())
+            if gain > most:
+                best, most, changed = (old, new), gain, effect
+        chosen.insert(0, best)
+        now |= changed or {left[0]: best[1]}
+        left = [name for name in wanted if not right(name, now[name])]
+    return {} if left else dict(chosen)
 
 
-def _reached(old: str, new: str, wanted: Mapping[str, str], settled: set[str]) -> frozenset[str]:
-    """The names that a pattern renames rightly; none where it renames one wrongly."""
+def _effect(old: str, new: str, names: Collection[str]) -> dict[str, str]:
+    """What a pattern makes of the names that it fits."""
     pattern = compiled(old)
-    hit = set()
-    for name, right in wanted.items():
-        if name in settled:
-            continue
-        match = pattern.fullmatch(name)
-        if match and filled(match, new) != right:
-            return frozenset()
-        if match:
-            hit.add(name)
-    return frozenset(hit)
+    return {n: filled(match, new) for n in names if (match := pattern.fullmatch(n))}
 
 
 def _candidates(old: str, new: str) -> Iterator[tuple[str, str]]:
@@ -126,6 +130,9 @@ def _numbered(a: list[str], b: list[str]) -> Iterator[tuple[list[str], list[str]
 
 
 def _starred(components: list[str]) -> list[str]:
+    """Numbers as *; of many none, since each * makes a pattern slower to fit."""
+    if sum(c.isdigit() for c in components) > _STARS:
+        return components
     return ["*" if c.isdigit() else c for c in components]
 
 

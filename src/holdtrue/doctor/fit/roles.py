@@ -4,6 +4,7 @@ import re
 from collections.abc import Mapping
 from typing import TypeVar
 
+from holdtrue.doctor.fit.spellings import canonical
 from holdtrue.doctor.fit.wrappers import Shape
 
 FUSED = re.compile(r"(?:^|[._])(c_attn|(?:to_|w|W)?_?qkv(?:_proj|_lin)?|in_proj|query_key_value|"
@@ -17,10 +18,11 @@ def triples(names: Mapping[str, object]) -> dict[str, tuple[str, str, str]]:
     """Query, key and value side by side: name without the role → their names in that order."""
     found: dict[str, dict[str, str]] = {}
     for name in names:
-        match = _ROLE.search(name)
+        plain = canonical(name)
+        match = _ROLE.search(plain)
         if match:
             start, end = match.span(1)
-            found.setdefault(f"{name[:start]}*{name[end:]}", {})[match[1][0]] = name
+            found.setdefault(f"{plain[:start]}*{plain[end:]}", {})[match[1][0]] = name
     return {k: (g["q"], g["k"], g["v"]) for k, g in found.items() if len(g) == 3}
 
 

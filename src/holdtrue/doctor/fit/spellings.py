@@ -1,8 +1,8 @@
 """The spellings of one name brought to one: what libraries rewrite; and how alike names are."""
 
 import re
-from collections.abc import Sequence
-from functools import cache
+from collections.abc import Collection, Sequence
+from functools import lru_cache
 
 _REWRITES = (
     (re.compile(r"(^|\.)(_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module|_forward_module)"
@@ -17,6 +17,12 @@ _REWRITES = (
     (re.compile(r"(^|\.)(weight|bias)_v$"), r"\1parametrizations.\2.original1"),
     (re.compile(r"(^|\.)(weight|bias)_orig$"), r"\1parametrizations.\2.original"),  # spectral_norm
 )  # fmt: skip
+# What stands beside, or instead of, quantised weights.
+QUANTISED = re.compile(
+    r"(^|\.)(_packed_params(\._packed_params|\.dtype)?|scale|zero_point|absmax|nested_absmax|"
+    r"quant_map|nested_quant_map|SCB|qweight|qzeros|scales|g_idx|weight_scale|"
+    r"quant_state\.[\w.]+)$"
+)
 _DOTS = re.compile(r"\.{2,}|^\.")
 _TOKEN = re.compile(r"[A-Z]?[a-z]+|[A-Z]+|\d+")
 # Words of the field for one thing.
@@ -40,7 +46,13 @@ def canonical(name: str) -> str:
     return _DOTS.sub(".", name).lstrip(".")
 
 
-@cache
+def is_quantised(names: Collection[str]) -> bool:
+    """Whether some names are those of quantised weights; a `scale` alone many models have."""
+    found = [n.rpartition(".")[2] for n in names if QUANTISED.search(n)]
+    return any(n not in ("scale", "scales") for n in found)
+
+
+@lru_cache(100_000)
 def words(name: str) -> tuple[str, ...]:
     """The words and numbers of a name, each word of the field in one spelling."""
     found = []

@@ -8,7 +8,8 @@ from holdtrue.doctor.architecture_tensors import compare_registration
 from holdtrue.doctor.fit.comparison import facts
 from holdtrue.doctor.subjects import Fit
 from holdtrue.findings import Finding
-from holdtrue.formats.module_tree import is_module, module_nodes
+from holdtrue.formats.module_tree import find_modules, is_module, module_nodes
+from holdtrue.formats.view import View
 from holdtrue.records.architecture import Kind
 from holdtrue.records.values import TAG
 
@@ -30,7 +31,7 @@ def train_mode(fit: Fit) -> Iterator[Finding]:
             code="train-mode",
             severity="note",
             where=f"{fit.part}/{places[0]}",
-            what=f"{len(places)} layers of the model are in train mode",
+            what=f"{len(places)} layer{'s' if len(places) > 1 else ''} of the model in train mode",
             why="BatchNorm and Dropout compute something else there, and a state dict does not "
             "carry the mode",
             fix="before it is evaluated",
@@ -39,20 +40,21 @@ def train_mode(fit: Fit) -> Iterator[Finding]:
         )
 
 
-def saved_in_train_mode(fit: Fit) -> Iterator[Finding]:
+def saved_in_train_mode(view: View) -> Iterator[Finding]:
     """A whole pickled model brings its mode along."""
-    if fit.state.class_name is None or not is_module(fit.state.node):
-        return
-    if any(fit.state.training.values()):
-        yield Finding(
-            code="saved-in-train-mode",
-            severity="note",
-            where=f"{fit.view.path}: {fit.state.path or 'the model'}",
-            what="the model was saved while it was in train mode",
-            why="a pickled model keeps the mode; BatchNorm and Dropout go on training with it",
-            fix="before it is evaluated",
-            command=f"{fit.part}.eval()",
-        )
+    for path, model in find_modules(view.tree, view.path).items():
+        nodes = module_nodes(model, view.path)
+        switched = [n for n in nodes if n.training and _short(n.class_name).startswith(_SWITCHED)]
+        if switched or (nodes and nodes[0].training):
+            yield Finding(
+                code="saved-in-train-mode",
+                severity="note",
+                where=f"{view.path}: {path or 'the model'}",
+                what="the model was saved while it was in train mode",
+                why="a pickled model keeps the mode; BatchNorm and Dropout go on training with it",
+                fix="before it is evaluated",
+                command="model.eval()",
+            )
 
 
 def frozen(fit: Fit) -> Iterator[Finding]:

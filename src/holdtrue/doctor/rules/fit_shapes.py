@@ -4,7 +4,8 @@ import re
 from collections import defaultdict
 from collections.abc import Iterator
 
-from holdtrue.doctor.fit.comparison import Clash, clashes, facts, matched
+from holdtrue.doctor.fit.comparison import Clash, clashes, facts, matched, unexpected
+from holdtrue.doctor.fit.spellings import QUANTISED
 from holdtrue.doctor.subjects import Fit
 from holdtrue.findings import Finding
 from holdtrue.records.dtypes import product
@@ -52,7 +53,10 @@ def shape_mismatch(fit: Fit) -> Iterator[Finding]:
     """One finding a cause: the tensors that differ for the same reason together."""
     groups: dict[tuple[str, str], list[Clash]] = defaultdict(list)
     last = _last_matrix(fit)
+    packed = {n.rpartition(".")[0] for n in unexpected(fit) if QUANTISED.search(n)}
     for clash in clashes(fit):
+        if clash.name in packed:  # numbers of four bits, two in a byte
+            continue
         groups[_cause(clash, last)].append(clash)
     for (what, why), found in groups.items():
         places = [
