@@ -75,7 +75,9 @@ def test_sharded_weights(folder):
     assert "model: model, 11 tensors" in table.places
 
 
-def test_a_folder_of_anything_else_is_refused_as_before(tmp_path):
+def test_a_folder_of_anything_else_is_a_folder_of_checkpoints(tmp_path):
     save_file({"a": torch.ones(2)}, tmp_path / "a.safetensors")
     torch.save({"b": torch.ones(2)}, tmp_path / "b.pt")
-    assert "directory-unknown" in codes(holdtrue.diagnose(tmp_path))
+    found = holdtrue.diagnose(tmp_path)
+    assert "resume-completeness" not in codes(found)
+    assert found.about == "folder of 2 checkpoints"

@@ -270,7 +270,7 @@ def test_values_that_the_models_dtype_cannot_hold(tmp_path):
         return {
             f.code
             for f in holdtrue.diagnose(tmp_path / "f.safetensors", deep=True, model=model).errors
-        }
+        } - {"dtype-narrowed"}
 
     assert codes(torch.float32) == codes(torch.bfloat16) == set()
     assert codes(torch.float16) == {"values-out-of-range"}

@@ -48,16 +48,18 @@ def diagnose(
             return report(str(place), findings, left, about)
         told = _told(place, said, deep)
         return report(str(place), [*told, *findings], ["everything else: it cannot be opened"])
-    findings += [*_about_file(checkpoint), *about_training(place, checkpoint)]
+    findings += _about_file(checkpoint)
+    if deep:
+        findings += about_damage(checkpoint, findings)
+    findings = [*_told(checkpoint.path, findings, deep), *about_training(place, checkpoint)]
     if targets:
         beside = about_targets(checkpoint, os.fspath(path), targets)
         # What the comparison knows more of is not told twice.
         compared = {finding.code for finding in beside}
         findings = [*(f for f in findings if f.code not in compared), *beside]
     if deep:
-        findings += about_damage(checkpoint, findings)
         findings += about_values(checkpoint, findings, progress, targets)
-    findings = _once(_told(checkpoint.path, findings, deep))
+    findings = _once(findings)
     if "model" in targets:
         findings = into_model(findings, str(checkpoint.path))
     subject, about = checkpoint.path, about_text(checkpoint.view)
