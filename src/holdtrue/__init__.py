@@ -6,7 +6,7 @@ if TYPE_CHECKING:
     from holdtrue.capture.buildable import buildable
     from holdtrue.capture.probe import Probe
     from holdtrue.checkpoint import Checkpoint, open, verify
-    from holdtrue.diagnosis import diagnose
+    from holdtrue.diagnosis.diagnose import diagnose
     from holdtrue.doctor.convert import Converted, convert
     from holdtrue.doctor.diff import Difference, diff
     from holdtrue.doctor.salvage import salvage
@@ -47,7 +47,7 @@ _HOMES = {
     "buildable": "capture.buildable",
     "open": "checkpoint",
     "verify": "checkpoint",
-    "diagnose": "diagnosis",
+    "diagnose": "diagnosis.diagnose",
     "Converted": "doctor.convert",
     "convert": "doctor.convert",
     "salvage": "doctor.salvage",

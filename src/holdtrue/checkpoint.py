@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any
 
 from msgspec.structs import replace
 
-from holdtrue.doctor.environments import compare_environments
 from holdtrue.engine.read import verify_storages
 from holdtrue.errors import DamageError, HoldtrueError, fail, torch_missing
 from holdtrue.findings import Finding, Report, report
@@ -39,8 +38,11 @@ class Checkpoint:
     parameter name, everything else what was saved.
     """
 
-    def __init__(self, path: Path, view: View, agreed: Trust, manifest: Manifest | None) -> None:
+    def __init__(
+        self, path: Path, view: View, agreed: Trust, manifest: Manifest | None, given: str = ""
+    ) -> None:
         self.path, self._view, self._agreed, self._manifest = path, view, agreed, manifest
+        self._given = given or str(path)  # the path as the caller wrote it
         self._proven = Proven()
 
     @property
@@ -150,33 +152,29 @@ class Checkpoint:
             raise torch_missing("restore")
         from torch.optim import Optimizer
 
-        from holdtrue.capture.environment import environment
         from holdtrue.capture.parts import RNG
         from holdtrue.restore.apply import apply
-        from holdtrue.restore.foreign import foreign_targets
-        from holdtrue.restore.fresh import Fresh
+        from holdtrue.restore.fitting import explained
         from holdtrue.restore.plan import Choice
-        from holdtrue.restore.targets import plan_restore
+        from holdtrue.restore.request import Request, plan_request
 
         patterns = tuple(p for p in _several(only) if p)
-        choice = Choice(patterns, dict(rename or {}), frozenset(_several(allow)))
         resume = any(isinstance(t, Optimizer) for t in targets.values()) if rng is None else rng
-        fresh = Fresh(self._view.tensors, _joined(self._agreed, trust))
         targets.pop(RNG, None)
-        if self._manifest is None:
-            fresh.foreign = True
-            parts, fresh.tensors, noticed = foreign_targets(
-                self._view, targets, source or {}, choice
-            )
-            named = {n: t for n, t in targets.items() if n not in {f.where for f in noticed}}
-            plan = plan_restore(parts, fresh, named, choice, False, self.format)
-            for finding in noticed:
-                plan.found(finding)
-        else:
-            plan = plan_restore(self._manifest.parts, fresh, targets, choice, resume)
-            saved, here = self._manifest.environment, environment()
-            plan.findings += compare_environments(saved, here, resume=resume)
-            plan.findings += [_has_parts(*item) for item in (source or {}).items()]
+        request = Request(
+            view=self._view,
+            manifest=self._manifest,
+            targets=targets,
+            given=self._given,
+            choice=Choice(patterns, dict(rename or {}), frozenset(_several(allow))),
+            source=dict(source or {}),
+            agreed=_joined(self._agreed, trust),
+            rng=resume,
+        )
+        planned = plan_request(request)
+        plan = planned.plan
+        if self._manifest is None and any(f.severity == "error" for f in plan.findings):
+            plan.findings = explained(request, planned)
         try:
             done = apply(plan, str(self.path))
         except DamageError as error:
@@ -280,9 +278,9 @@ def open(path: str | os.PathLike[str], *, trust: Iterable[type | str] = ()) -> C
     if place.name == NAME:
         place = place.parent
     if not is_ours(place):
-        return Checkpoint(place, read_any(str(place)), agreed, None)
+        return Checkpoint(place, read_any(str(place)), agreed, None, os.fspath(path))
     manifest = read_manifest(place)
-    return Checkpoint(place, to_view(place, manifest), agreed, manifest)
+    return Checkpoint(place, to_view(place, manifest), agreed, manifest, os.fspath(path))
 
 
 def verify(path: str | os.PathLike[str], *, model: Any = None, preprocess: Any = None) -> Report:
@@ -367,17 +365,6 @@ def _detached(lazy: LazyTensor) -> LazyTensor:
     if lazy.layout == "uninitialized":
         return lazy
     return replace(lazy, parameter=False, requires_grad=False)
-
-
-def _has_parts(target: str, part: str) -> Finding:
-    return Finding(
-        code="source-unused",
-        severity="error",
-        where=f"source={{{target!r}: {part!r}}}",
-        what="this checkpoint's parts have names; source is for files of other formats",
-        why="a target is filled from the part of its own name",
-        fix="name the target as the part is called: restore(part=target)",
-    )
 
 
 def _stray(path: Path) -> Finding:

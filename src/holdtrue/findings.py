@@ -49,6 +49,12 @@ class Report(Struct, frozen=True, kw_only=True, omit_defaults=True):
     subject: str
     findings: tuple[Finding, ...] = ()
     not_checked: tuple[str, ...] = ()
+    about: str = ""  # what the subject is: its format, its content, its size
+
+    @property
+    def heading(self) -> str:
+        """One line: the subject, and what it is."""
+        return f"{self.subject} · {self.about}" if self.about else self.subject
 
     @property
     def ok(self) -> bool:
@@ -63,10 +69,12 @@ class Report(Struct, frozen=True, kw_only=True, omit_defaults=True):
         return render_report(self)
 
 
-def report(subject: str, findings: Iterable[Finding], not_checked: Iterable[str] = ()) -> Report:
+def report(
+    subject: str, findings: Iterable[Finding], not_checked: Iterable[str] = (), about: str = ""
+) -> Report:
     """A report with its findings in a fixed order: severity, code, place."""
-    ordered = sorted(findings, key=lambda f: (_ORDER[f.severity], f.code, f.where))
-    return Report(subject=subject, findings=tuple(ordered), not_checked=tuple(not_checked))
+    ordered = tuple(sorted(findings, key=lambda f: (_ORDER[f.severity], f.code, f.where)))
+    return Report(subject=subject, findings=ordered, not_checked=tuple(not_checked), about=about)
 
 
 def render_finding(finding: Finding) -> str:
@@ -93,7 +101,7 @@ def render_finding(finding: Finding) -> str:
 
 def render_report(report: Report) -> str:
     """The whole report as plain text: subject, findings, a closing count."""
-    blocks = [report.subject, *(render_finding(f) for f in report.findings), summary(report)]
+    blocks = [report.heading, *(render_finding(f) for f in report.findings), summary(report)]
     return "\n\n".join(block for block in blocks if block)
 
 

@@ -7,19 +7,12 @@ from holdtrue.errors import OpenError, fail
 from holdtrue.findings import Finding
 from holdtrue.formats.arrays import numpy_dtype
 from holdtrue.formats.proven import Proven, read_proven
-from holdtrue.formats.tensor_bytes import Bytes, element_bytes
+from holdtrue.formats.tensor_bytes import Bytes, tensor_bytes
 from holdtrue.formats.view import LazyTensor
-from holdtrue.records.dtypes import product
 
 if TYPE_CHECKING:
     import numpy as np
     import torch
-
-
-def tensor_bytes(lazy: LazyTensor) -> int:
-    """Bytes that a tensor's elements take, with its components; 0 where it has none (meta)."""
-    inner = sum(tensor_bytes(part) for part in lazy.components.values())
-    return inner + (product(lazy.shape) * element_bytes(lazy) if lazy.pieces else 0)
 
 
 class StoredTensor:

@@ -17,7 +17,8 @@ def test_a_rule_that_fails_is_a_finding(tmp_path, monkeypatch):
     def broken(view: View):
         raise KeyError("nothing")
 
-    monkeypatch.setattr(examining, "rules_for", lambda kind: (broken, devices.device_tags))
+    rules = {View: (broken, devices.device_tags)}
+    monkeypatch.setattr(examining, "rules_for", lambda kind: rules.get(kind, ()))
     torch.save({"w": torch.ones(2)}, tmp_path / "f.pt")
     (finding,) = holdtrue.diagnose(tmp_path / "f.pt").findings
     assert finding.code == "rule-failed"

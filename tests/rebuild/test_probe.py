@@ -267,7 +267,7 @@ def test_verify_on_the_command_line(tmp_path, inputs):
     for name, status, code in (
         ("made:net", 0, "probe-equal"),
         ("made:other", 1, "probe-different"),
-        ("made:absent", 2, "Invalid value"),
+        ("made:absent", 2, "model-unavailable"),
     ):
         program = f"import sys; sys.argv=['holdtrue','verify','c','--model','{name}']\n"
         program += "from holdtrue.cli import main; main()"

@@ -76,6 +76,16 @@ def capture_architecture(model: nn.Module) -> CapturedArchitecture:
     return CapturedArchitecture(record, sources)
 
 
+def describe_tensors(model: nn.Module) -> Architecture:
+    """No more than classes, flags and tensors, for a model whose attributes cannot be read."""
+    modules = list(walk(model))
+    kinds = tuple(
+        Kind(class_name=class_name(type(m)), training=m.training, tensors=_tensors(m))
+        for _, m in modules
+    )
+    return Architecture(modules={path: i for i, (path, _) in enumerate(modules)}, kinds=kinds)
+
+
 class _Describing:
     """What is gathered while the modules of one model are gone through."""
 

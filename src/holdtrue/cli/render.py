@@ -7,6 +7,9 @@ from typing import Any
 from rich.console import Console
 from rich.text import Text
 
+from holdtrue.doctor.amounts import counted as counted
+from holdtrue.doctor.amounts import size as size
+from holdtrue.doctor.explain import page
 from holdtrue.findings import Finding, Report, render_finding, report_to_builtins, summary
 
 _STYLES = {"error": "bold red", "warning": "yellow", "note": "cyan"}
@@ -31,12 +34,17 @@ def show_report(report: Report, *, json: bool) -> None:
         show_json(report_to_builtins(report))
         return
     console = stdout()
-    console.print(Text(report.subject, style="bold"))
+    console.print(
+        Text.assemble((report.subject, "bold"), report.heading.removeprefix(report.subject))
+    )
     for finding in report.findings:
         console.print()
         console.print(styled_finding(finding))
     console.print()
     console.print(Text(summary(report)))
+    explained = next((f.code for f in report.findings if page(f.code)), None)
+    if explained is not None:
+        console.print(Text(f"holdtrue explain {explained} says more", style="dim"))
 
 
 def show_json(value: Any) -> None:
@@ -50,21 +58,6 @@ def styled_finding(finding: Finding) -> Text:
     for label in ("where", "saved", "here", "why", "fix", "sure?"):
         text.highlight_regex(rf"(?m)^  {label} ", style="dim")
     return text
-
-
-def counted(number: int, what: str) -> str:
-    """1 tensor, 2 tensors, 1,234 tensors"""
-    return f"{number:,} {what}{'' if number == 1 else 's'}"
-
-
-def size(nbytes: int) -> str:
-    """12.3 MiB"""
-    value, units = float(nbytes), ("B", "KiB", "MiB", "GiB", "TiB")
-    for unit in units:
-        if value < 1024 or unit == units[-1]:
-            return f"{nbytes} B" if unit == "B" else f"{value:.1f} {unit}"
-        value /= 1024
-    raise AssertionError("unreachable")
 
 
 def age(created: str) -> str:

@@ -1,13 +1,12 @@
 """holdtrue verify: every byte against its digest."""
 
 import sys
-from importlib import import_module
 from pathlib import Path
-from typing import Any
 
 import click
 
 from holdtrue.checkpoint import verify
+from holdtrue.cli.imported import imported
 from holdtrue.cli.render import show_json, show_report, stdout
 from holdtrue.errors import HoldtrueError
 from holdtrue.findings import Report, report_to_builtins
@@ -25,7 +24,7 @@ def command(path: str, model: str | None, json: bool) -> None:
 
     Exit status 0: all is as it was written; 1: something is not; 2: it could not be read.
     """
-    factory = _imported(model) if model else None
+    factory = imported(model) if model else None
     places = [str(p) for p in steps(Path(path)).values()] or [path]
     reports: list[Report] = []
     worst = 0
@@ -43,21 +42,6 @@ def command(path: str, model: str | None, json: bool) -> None:
         values = [report_to_builtins(r) for r in reports]
         show_json(values[0] if len(values) == 1 else values)
     sys.exit(worst)
-
-
-def _imported(name: str) -> Any:
-    """What the person at the command line names, and thereby agrees to run: package.module:name."""
-    module, _, attribute = name.partition(":")
-    sys.path.insert(0, "")
-    try:
-        found: Any = import_module(module)
-        for part in attribute.split("."):
-            found = getattr(found, part)
-    except (ImportError, AttributeError, ValueError) as error:
-        raise click.BadParameter(f"{name!r}: {error}", param_hint="--model") from None
-    if not callable(found):
-        raise click.BadParameter(f"{name!r} cannot be called", param_hint="--model")
-    return found
 
 
 def _show(report: Report) -> None:

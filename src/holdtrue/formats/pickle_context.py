@@ -6,8 +6,13 @@ from typing import Any
 from holdtrue.findings import Finding
 from holdtrue.formats.pickle_operations import Kind, Operation, severity
 from holdtrue.formats.pickle_source import over_budget
+from holdtrue.formats.weights_only import Refused
 from holdtrue.limits import limits
+from holdtrue.records.inert import Record
 
+_REFUSED = 1000  # distinct names kept that the restricted unpickler refuses
+_ARGUMENTS = 120  # characters of a call's arguments that are shown
+_PLACES = 50  # values kept of each, to say where they stand
 _FINDINGS = 1000  # kept of one walk; a hostile file could make one an opcode
 
 
@@ -34,6 +39,7 @@ class Context:
         self._keys = 0
         self._limits = limits()
         self._operations: dict[tuple[str, str], tuple[int, int, Any]] = {}
+        self._refused: dict[tuple[Any, str], tuple[int, list[int], list[Any]]] = {}
 
     def spend_nodes(self, count: int) -> None:
         """Account for values made, beyond the one that an opcode makes by itself."""
@@ -80,9 +86,40 @@ class Context:
         for operation in operations:
             self.would(operation.kind, operation.name, operation)
 
+    def refuse(self, kind: str, name: str, *results: Any) -> None:
+        """Count what `torch.load(weights_only=True)` stops at; `results` find their places."""
+        known = self._refused.get((kind, name))
+        if known is None:
+            if len(self._refused) >= _REFUSED:
+                return
+            known = self._refused[(kind, name)] = (self.offset, [0], [])
+        known[1][0] += 1
+        if len(known[2]) < _PLACES:
+            known[2].extend(results)
+
+    def made(self, name: str, value: Any) -> None:
+        """Remember what a call of a refused name made."""
+        known = self._refused.get(("global", name))
+        if known is not None and len(known[2]) < _PLACES:
+            known[2].append(value)
+
+    def refused(self, places: dict[int, str]) -> tuple[Refused, ...]:
+        """All that was refused, in order of first occurrence; `places` maps id(value) to a path."""
+        return tuple(
+            Refused(
+                kind=kind,
+                name=name,
+                offset=offset,
+                count=count[0],
+                places=tuple(dict.fromkeys(places[id(v)] for v in values if id(v) in places)),
+            )
+            for (kind, name), (offset, count, values) in self._refused.items()
+        )
+
     def results(self) -> list[Any]:
-        """The first result of each operation."""
-        return [first for _, _, first in self._operations.values()]
+        """The first result of each operation, and what refused names made."""
+        firsts = [first for _, _, first in self._operations.values()]
+        return firsts + [value for _, _, values in self._refused.values() for value in values]
 
     def operations(self, places: dict[int, str]) -> tuple[Operation, ...]:
         """What was counted, in order of first occurrence; `places` maps id(result) to a path."""
@@ -97,6 +134,21 @@ class Context:
                 offset=offset,
                 place=places.get(id(first)) or places.get(id(called.get(name)), ""),
                 count=count,
+                arguments=_plain_arguments(first) if kind == "call" else "",
             )
             for (name, kind), (offset, count, first) in self._operations.items()
         )
+
+
+def _plain_arguments(result: Any) -> str:
+    """What a call would have been given, as short text; "" where that is no plain value."""
+    given = result.args if isinstance(result, Record) else ()
+    plain = all(isinstance(value, (str, bytes, int, float)) for value in given)
+    # A long one is cut before it is written out: it may be as long as the file.
+    return ", ".join(repr(_cut(v)) for v in given[:4])[:_ARGUMENTS] if given and plain else ""
+
+
+def _cut(value: Any) -> Any:
+    if isinstance(value, (str, bytes)):
+        return value[:_ARGUMENTS]
+    return value if not isinstance(value, int) or value.bit_length() <= 64 else "…"

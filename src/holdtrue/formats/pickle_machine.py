@@ -19,6 +19,7 @@ from holdtrue.formats.pickle_salvage import close_stacks
 from holdtrue.formats.pickle_source import PickleSource
 from holdtrue.formats.pickle_stack import Persistent, PickleStack
 from holdtrue.formats.tree_walk import first_places
+from holdtrue.formats.weights_only import OPCODES, Refused
 
 
 class Walked(Struct, frozen=True, kw_only=True):
@@ -29,6 +30,7 @@ class Walked(Struct, frozen=True, kw_only=True):
     protocol: int = 0
     end: int = 0  # offset after STOP
     findings: tuple[Finding, ...] = ()
+    refused: tuple[Refused, ...] = ()  # by torch.load(weights_only=True)
     complete: bool = True  # False where salvage had to stop before STOP
 
 
@@ -66,6 +68,7 @@ def _run(machine: PickleStack, salvage: bool) -> Walked:
         value=value,
         would_run=machine.context.operations(places),
         protocol=machine.protocol,
+        refused=machine.context.refused(places),
         end=machine.source.offset,
         findings=(*machine.context.findings, *damage),
         complete=complete,
@@ -77,9 +80,16 @@ def _interpret(machine: PickleStack) -> Any:
     try:
         for opcode, argument, offset in read_opcodes(machine.source):
             context.offset = offset
-            if opcode.name == "STOP":
+            name = opcode.name
+            if name == "STOP":
                 break
-            _RUN[opcode.name](machine, argument)
+            if name not in OPCODES:
+                # A long number is a value, and has a place; the others are how values are spelled.
+                value = (argument,) if name == "LONG4" else ()
+                context.refuse("opcode", f"{name} ({opcode.code})", *value)
+            elif name == "SHORT_BINSTRING" and type(argument) is bytes:
+                context.refuse("text", "a Python 2 string that is not UTF-8", argument)
+            _RUN[name](machine, argument)
         return machine.stack.pop()
     except HoldtrueError:
         raise

@@ -21,6 +21,7 @@ class Operation(Struct, frozen=True, kw_only=True):
     offset: int  # of the first opcode that asks for it
     place: str = ""  # path in the tree of its first result; "" where that is not in the tree
     count: int = 1
+    arguments: str = ""  # of the first call, where they are plain values
 
 
 # Packages that reach the machine: processes, files, the network, code.
@@ -55,12 +56,20 @@ _DANGEROUS_NAMES = (
     "types.CodeType", "types.FunctionType", "types.MethodType", "typing._eval_type",
 )  # fmt: skip
 
+# Within those packages, names that hold or take apart values and reach nothing.
+_HARMLESS = (
+    "concurrent.futures._base.TimeoutError", "logging.LogRecord",
+    "logging.makeLogRecord", "platform.uname_result", "sys.float_info", "urllib.parse",
+)  # fmt: skip
+
 _LIBRARIES = ("torch.", "numpy.", "collections.", "torchvision.", "transformers.", "scipy.")
 
 
 def severity(name: str) -> Danger:
     """How alarming it would be to see this name run."""
     package = name.partition(".")[0]
+    if any(name == good or name.startswith(good + ".") for good in _HARMLESS):
+        return "unknown"
     if package in _DANGEROUS_PACKAGES:
         return "dangerous"
     if any(name == bad or name.startswith(bad + ".") for bad in _DANGEROUS_NAMES):

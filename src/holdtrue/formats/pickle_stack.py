@@ -11,6 +11,7 @@ from holdtrue.formats.pickle_opcodes import Span
 from holdtrue.formats.pickle_operations import severity
 from holdtrue.formats.pickle_source import PickleSource, over_budget
 from holdtrue.formats.pickle_tensors import span_tensor
+from holdtrue.formats.weights_only import GLOBALS
 from holdtrue.limits import limits
 from holdtrue.records.inert import NamedReference, Record
 
@@ -82,6 +83,8 @@ class PickleStack:
         reference = NamedReference(text)
         if not is_plain_name(reference.name):
             self.context.would("import", reference.name, reference)
+        if text not in GLOBALS:
+            self.context.refuse("global", text, reference)
         self.push(reference)
 
     def extension(self, code: int) -> None:
@@ -96,7 +99,10 @@ class PickleStack:
         if kwargs is not None and not _is_keywords(kwargs):
             raise ValueError("keyword arguments that are none")
         self.context.spend_nodes(1)
-        self.stack.append(self.result(function, args, kwargs or {}))
+        value = self.result(function, args, kwargs or {})
+        if isinstance(function, NamedReference):
+            self.context.made(function.name, value)
+        self.stack.append(value)
 
     def result(self, function: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         context = self.context
@@ -153,6 +159,8 @@ class PickleStack:
             return
         if built is not target:
             self.stack[-1] = built
+            if pending is not None:
+                self.context.made(pending[0].class_name, built)
             for slot in pending[1] if pending else ():
                 self.memo[slot] = built
 

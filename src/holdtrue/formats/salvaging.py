@@ -21,8 +21,8 @@ from holdtrue.formats import (
     torch_legacy,
     torch_zip,
 )
-from holdtrue.formats.detect import Kind, detect
-from holdtrue.formats.opening import reader_of
+from holdtrue.formats.detect import Kind
+from holdtrue.formats.opening import detect_checkpoint, reader_of
 from holdtrue.formats.pickle_tensors import row
 from holdtrue.formats.source import open_source, read_bytes
 from holdtrue.formats.tensor_bytes import element_bytes
@@ -61,7 +61,7 @@ class Salvaged(Struct, frozen=True):
 def salvage(path: str) -> Salvaged:
     """Everything of a file that can be trusted. Raises OpenError where it is no checkpoint,
     DamageError where nothing at all is left of it."""
-    detected = detect(path)
+    detected = detect_checkpoint(path)
     view = _READERS.get(detected.kind, reader_of(detected.kind))(detected.path)
     verdicts: dict[tuple[str, int, int, int | None], str | None] = {}
     lost: list[Lost] = []

@@ -7,8 +7,10 @@ read is recognised in `detect` before any of these is asked.
 import bz2
 import lzma
 import re
+import shlex
 import zlib
 from collections.abc import Callable
+from pathlib import PurePath
 from typing import Any
 
 from msgspec import Struct
@@ -224,9 +226,17 @@ def _compressed(path: str, head: bytes, tail: bytes) -> OpenError | None:
             "compressed-file",
             f"the file is compressed with {name}",
             f"inside is {_named(inside)}",
-            f"unpack it ({command} FILE) and open the result",
+            "the packed file stays; open the result",
+            command=_unpacking(command, path),
         )
     return None
+
+
+def _unpacking(program: str, path: str) -> str:
+    """These programs know files by their suffix; any other they only read from and print."""
+    if PurePath(path).suffix.lower() in (".gz", ".xz", ".bz2"):
+        return f"{program} -k {shlex.quote(path)}"
+    return f"{program} -c < {shlex.quote(path)} > {shlex.quote(path + '.unpacked')}"
 
 
 def _zlib(path: str, head: bytes, tail: bytes) -> OpenError | None:

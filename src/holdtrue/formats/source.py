@@ -22,7 +22,7 @@ _NEIGHBOURS = 10_000  # names of a folder that are looked through for one that i
 
 
 def refuse(path: str, code: str, what: str, why: str = "", fix: str = "", *,
-           confidence: Confidence = "certain") -> OpenError:  # fmt: skip
+           command: str = "", confidence: Confidence = "certain") -> OpenError:  # fmt: skip
     """The OpenError for a path that is not a checkpoint, with its one finding."""
     return fail(
         OpenError,
@@ -34,6 +34,7 @@ def refuse(path: str, code: str, what: str, why: str = "", fix: str = "", *,
             what=what,
             why=why,
             fix=fix,
+            command=command,
             confidence=confidence,
         ),
     )

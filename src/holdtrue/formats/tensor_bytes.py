@@ -351,3 +351,9 @@ def _damage(storage: Storage, code: str, what: str, why: str, fix: str = "") -> 
         or "fetch or save the file again; `holdtrue salvage` keeps the tensors that are whole",
     )
     return fail(DamageError, storage.file, finding)
+
+
+def tensor_bytes(lazy: LazyTensor) -> int:
+    """Bytes that a tensor's elements take, with its components; 0 where it has none (meta)."""
+    inner = sum(tensor_bytes(part) for part in lazy.components.values())
+    return inner + (product(lazy.shape) * element_bytes(lazy) if lazy.pieces else 0)

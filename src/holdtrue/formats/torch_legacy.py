@@ -36,6 +36,7 @@ def _view(path: str, *, salvage: bool) -> View:
         "protocol": walked.protocol,
         "system": stream.system,
         "would_run": list(walked.would_run),
+        "refused": list(walked.refused),
     }
     if stream.sources:
         about["sources"] = stream.sources

@@ -120,6 +120,7 @@ def read_archive(archive: Archive, *, salvage: bool = False, prefix: str = "") -
     about = describe_records(records)
     walked = walk_record(records, "data.pkl", "data/", salvage=salvage)
     about |= {"protocol": walked.protocol, "would_run": list(walked.would_run)}
+    about["refused"] = list(walked.refused)
     about |= describe_tree(walked.value)
     records.findings += _unexpected(records)
     return View(

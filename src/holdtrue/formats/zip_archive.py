@@ -19,7 +19,7 @@ from holdtrue.formats.finding_groups import keep
 from holdtrue.formats.pickle_source import over_budget
 from holdtrue.formats.source import open_source, read_bytes
 from holdtrue.formats.view import Storage
-from holdtrue.limits import limits
+from holdtrue.limits import MIB, limits
 
 STORED, DEFLATED = 0, 8
 
@@ -94,7 +94,7 @@ def read_directory(path: str, region: tuple[int, int] | None = None) -> Archive:
     with open_source(path) as whole:
         file: Readable = whole if region is None else Region(whole, *region)
         size = file.seek(0, 2)
-        start, length, count, shift = _locate_directory(file, size, path)
+        start, length, count, shift, after = _locate_directory(file, size, path)
         if count > limits().entries:
             raise over_budget(path, "entries", limits().entries, "records in an archive")
         if length > limits().header_bytes + 1024 * count:
@@ -103,6 +103,8 @@ def read_directory(path: str, region: tuple[int, int] | None = None) -> Archive:
         entries, findings = _read_central(file.read(length), count, shift, path)
         checked = _check_local(file, entries, size, path, findings)
     findings += _check_overlaps(checked, start, path) + check_names(checked, path)
+    if after:
+        findings.append(_followed(path, size, after))
     if region is not None:
         checked = [_moved(entry, region[0]) for entry in checked]
     return Archive(path=path, entries=tuple(checked), findings=tuple(findings))
@@ -168,16 +170,21 @@ def storage_of(archive: Archive, entry: Entry, key: str, **more: object) -> Stor
     )
 
 
-def _locate_directory(file: Readable, size: int, path: str) -> tuple[int, int, int, int]:
-    """(start, length, entries, bytes in front of the archive) of the central directory."""
-    tail_size = min(size, _END.size + 0xFFFF + 20 + 4096)
-    file.seek(size - tail_size)
-    tail = file.read(tail_size)
-    at = tail.rfind(b"PK\x05\x06")
-    while at >= 0 and at + _END.size > len(tail):
-        at = tail.rfind(b"PK\x05\x06", 0, at)
-    if at < 0:
+def _locate_directory(file: Readable, size: int, path: str) -> tuple[int, int, int, int, int]:
+    """(start, length, entries, bytes before the archive, bytes after it) of the directory."""
+    for reach in (_END.size + 0xFFFF + 20 + 4096, MIB):  # the second for what others appended
+        tail_size = min(size, reach)
+        file.seek(size - tail_size)
+        tail = file.read(tail_size)
+        at = tail.rfind(b"PK\x05\x06")
+        while at >= 0 and at + _END.size > len(tail):
+            at = tail.rfind(b"PK\x05\x06", 0, at)
+        if at >= 0:
+            break
+    else:
         raise _no_directory(path, size)
+    (comment,) = struct.unpack_from("<H", tail, at + _END.size - 2)
+    after = max(0, tail_size - at - _END.size - comment)
     _, _, _, _, count, length, start, _ = _END.unpack_from(tail, at)
     end = size - tail_size + at
     if at >= _LOCATOR64.size and tail[at - _LOCATOR64.size :][:4] == b"PK\x06\x07":
@@ -195,7 +202,13 @@ def _locate_directory(file: Readable, size: int, path: str) -> tuple[int, int, i
             shift = end - length - start  # something stands before the archive
     if start + shift < 0 or start + shift + length > size:
         raise _no_directory(path, size)
-    return start + shift, length, count, shift
+    return start + shift, length, count, shift, after
+
+
+def _followed(path: str, size: int, after: int) -> Finding:
+    why = "something was appended; torch looks for the directory near the end of the file only"
+    what = f"{after:,} bytes follow the archive"
+    return finding("trailing-bytes", "warning", f"{path}: byte {size - after}", what, why)
 
 
 def _no_directory(path: str, size: int) -> DamageError:

@@ -6,18 +6,15 @@ others are just as likely what was meant.
 """
 
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
 from msgspec import Struct
 
+from holdtrue.doctor.fit.wrappers import Naming, covers, is_known, namings
 from holdtrue.doctor.state_dicts import StateDict
 from holdtrue.findings import Finding
 from holdtrue.formats.view import LazyTensor
-
-# What wrappers and trainers put before every name; see the field's own documentation of each.
-_PREFIXES = ("module.", "_orig_mod.", "model.", "net.", "_forward_module.", "_fsdp_wrapped_module.",
-             "state_dict.")  # fmt: skip
 
 # What lies below these has the names and shapes of weights, and is none.
 _BESIDE_WEIGHTS = re.compile(
@@ -32,7 +29,7 @@ class Candidate(Struct, frozen=True, eq=False):
     """A state dict weighed against one module."""
 
     state: StateDict
-    prefix: str  # to take off every name
+    naming: Naming  # what is taken out of its names, or put on
     named: int  # names that are the module's
     fitting: int  # of these, with the module's shapes
     keyword: int  # how well its name fits the target's: 3 is the same, 0 not at all
@@ -54,34 +51,55 @@ class Chosen(Struct, frozen=True, eq=False):
     why: str
 
 
+class Undecided(Struct, frozen=True, eq=False):
+    """Why there is none, and one that the caller could name."""
+
+    finding: Finding
+    source: str
+
+
 def weigh(
     target: str,
     state: StateDict,
     shapes: Mapping[str, tuple[int, ...] | None],
     rename: Callable[[str], str],
+    needed: Collection[tuple[str, ...]],
 ) -> Candidate:
-    """The state dict with the prefix taken off that makes it fit best; the shortest of equals."""
-    keyword = _keyword(target, state.path)
+    """The state dict under the names that make it fit best; of equals the least changed.
 
-    def with_prefix(prefix: str) -> Candidate:
-        named = {rename(n.removeprefix(prefix)): t.shape for n, t in state.names.items()}
+    Known wrappers are taken off for that alone; any other prefix where the whole target is covered:
+    of each group of names in `needed`, which are one tensor, one.
+    """
+    keyword = _keyword(target, state.path)
+    tensors = {name: tensor.shape for name, tensor in state.names.items()}
+
+    def under(naming: Naming) -> Candidate | None:
+        def new(name: str) -> str:
+            return rename(naming(name))
+
+        named = {new(name): shape for name, shape in tensors.items()}
+        if naming.changes and len(named) < len(tensors):  # two names would become one
+            return None
+        if not is_known(naming) and not covers(named, shapes, needed):
+            return None
         both = named.keys() & shapes.keys()
         fitting = sum(shapes[n] in (None, named[n]) for n in both)
-        return Candidate(state, prefix, len(both), fitting, keyword)
+        return Candidate(state, naming, len(both), fitting, keyword)
 
-    return max(map(with_prefix, _prefixes(state)), key=lambda c: (c.fitting, c.named))
+    ways = [c for naming in namings(tensors, shapes) if (c := under(naming)) is not None]
+    return max(ways, key=lambda c: (c.fitting, c.named))
 
 
 def assign(
     weighed: Mapping[str, Sequence[Candidate]], source: Mapping[str, str]
-) -> dict[str, Chosen | Finding]:
-    """For each target the candidate that is meant, or a finding that says why there is none.
+) -> dict[str, Chosen | Undecided]:
+    """For each target the candidate that is meant, or why there is none.
 
     Those that the caller names come first, then those whose own name fits; what one target took is
     for no other while another candidate is left.
     """
     taken: set[str] = set()
-    decided: dict[str, Chosen | Finding] = {}
+    decided: dict[str, Chosen | Undecided] = {}
 
     def certainty(target: str) -> tuple[bool, int]:
         return target in source, max(c.keyword for c in _best(weighed[target]))
@@ -112,7 +130,7 @@ def _best(candidates: Sequence[Candidate]) -> list[Candidate]:
     return [c for c in named if c.of_weights] or named or list(candidates)
 
 
-def _decide(target: str, candidates: Sequence[Candidate], taken: set[str]) -> Chosen | Finding:
+def _decide(target: str, candidates: Sequence[Candidate], taken: set[str]) -> Chosen | Undecided:
     eligible = _best(candidates)
     pool = [c for c in eligible if c.path not in taken] or eligible
     top = max((c.fitting, c.named) for c in pool)
@@ -136,14 +154,15 @@ def _decide(target: str, candidates: Sequence[Candidate], taken: set[str]) -> Ch
     return Chosen(meant[0], f"{only}; {rest}")
 
 
-def _named(target: str, wanted: str, candidates: Sequence[Candidate]) -> Chosen | Finding:
+def _named(target: str, wanted: str, candidates: Sequence[Candidate]) -> Chosen | Undecided:
     found = [c for c in candidates if c.path == wanted]
     found = found or [c for c in candidates if c.state.label == wanted]
     if len(found) == 1:
         return Chosen(found[0], f"source names it for {target!r}")
     if found:
         return _ambiguous(target, found)
-    return Finding(
+    return _undecided(
+        candidates[0],
         code="source-missing",
         severity="error",
         where=target,
@@ -153,8 +172,9 @@ def _named(target: str, wanted: str, candidates: Sequence[Candidate]) -> Chosen 
     )
 
 
-def _ambiguous(target: str, candidates: Sequence[Candidate]) -> Finding:
-    return Finding(
+def _ambiguous(target: str, candidates: Sequence[Candidate]) -> Undecided:
+    return _undecided(
+        candidates[0],
         code="state-dict-ambiguous",
         severity="error",
         where=target,
@@ -162,6 +182,10 @@ def _ambiguous(target: str, candidates: Sequence[Candidate]) -> Finding:
         why=f"nothing tells which: {_paths(candidates)}",
         fix=f'say which one: source={{"{target}": "{candidates[0].path}"}}',
     )
+
+
+def _undecided(first: Candidate, **finding: Any) -> Undecided:
+    return Undecided(Finding(**finding), first.path)
 
 
 def _paths(candidates: Sequence[Candidate]) -> str:
@@ -193,15 +217,3 @@ def _keyword(target: str, path: str) -> int:
         return 2
     long_enough = len(wanted) > 2 and wanted in bare[-1].lower()
     return int(long_enough or wanted in [word.lower() for word in _WORD.findall(bare[-1])])
-
-
-def _prefixes(state: StateDict) -> list[str]:
-    """ "" and each stack of known prefixes that stands before every name."""
-    stacks, stack = [""], ""
-    while state.names:
-        step = next((p for p in _PREFIXES if all(n.startswith(stack + p) for n in state.names)), "")
-        if not step:
-            break
-        stack += step
-        stacks.append(stack)
-    return stacks

@@ -84,9 +84,12 @@ def _cast_and_back(tensor: Tensor, target: torch.dtype) -> Tensor:
 
 
 def dtype_findings(
-    differing: Iterable[tuple[str, LazyTensor, str]],
+    differing: Iterable[tuple[str, LazyTensor, str]], *, measured: bool = True
 ) -> Iterable[Finding]:
-    """One finding for each kind of change; `differing` has (place, saved tensor, target dtype)."""
+    """One finding for each kind of change; `differing` has (place, saved tensor, target dtype).
+
+    Unless it is to be measured what is lost, no more is read than shows that something is.
+    """
     kinds: dict[tuple[Change, str, str], list[tuple[str, LazyTensor]]] = {}
     for place, lazy, target in differing:
         kinds.setdefault((change(lazy.dtype, target), lazy.dtype, target), []).append((place, lazy))
@@ -112,9 +115,12 @@ def dtype_findings(
                 expected=target,
             )
             continue
-        places = [
-            f"{p}: {largest_change(z, dtype, p) if dtype else 'not known here'}" for p, z in found
-        ]
+        places = [place for place, _ in found]
+        if measured:
+            places = [
+                f"{p}: {largest_change(z, dtype, p) if dtype else 'not known here'}"
+                for p, z in found
+            ]
         yield grouped(
             f"dtype-{kind}",
             "error",

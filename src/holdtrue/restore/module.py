@@ -150,7 +150,7 @@ def _compare_shapes(
             wrong.append(f"{part}/{name}: saved before its first batch, here {_shape(tensor)}")
         elif not lazy_target and tuple(tensor.shape) != lazy.shape:
             wrong.append(f"{part}/{name}: saved {list(lazy.shape)}, here {_shape(tensor)}")
-        elif not lazy_target and tensor.device.type == "meta":
+        elif not (lazy_target or plan.dry) and tensor.device.type == "meta":
             plan.found(_on_meta(f"{part}/{name}"))
         elif lazy.layout == "quantized" or tensor.is_quantized:
             continue  # compared as a whole, with its scheme
@@ -186,7 +186,7 @@ def _compare_shapes(
                 'allow=["values-missing"]',
             )
         )
-    for finding in dtype_findings(differing):
+    for finding in dtype_findings(differing, measured=not plan.dry):
         plan.found(finding)
 
 

@@ -230,6 +230,8 @@ def _alike(a: dict[str, Any], b: dict[str, Any]) -> bool:
 
 
 def _same(a: Any, b: Any) -> bool:
+    if not all(isinstance(v, Tensor | bool | int | float) for v in (a, b)):
+        return a is b or (not isinstance(a, Tensor) and not isinstance(b, Tensor) and bool(a == b))
     if isinstance(a, Tensor) or isinstance(b, Tensor):
         return bool(torch.as_tensor(a, device="cpu").equal(torch.as_tensor(b, device="cpu")))
     return bool(a == b)

@@ -1,7 +1,6 @@
 """A restore as data: what will be copied where, and what will be set, with its way back."""
 
 import fnmatch
-import re
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -9,6 +8,7 @@ from msgspec import Struct, field
 from msgspec.structs import replace
 from torch import Tensor
 
+from holdtrue.doctor.fit.patterns import renaming
 from holdtrue.findings import Finding
 from holdtrue.formats.view import LazyTensor
 
@@ -33,6 +33,10 @@ ALLOWABLE = {
     "architecture-changed": "the weights go into a model that computes another function",
     "code-changed": "the weights go into a model whose code was edited",
     "loader-changed": "the data loader goes on with its new settings",
+    "qkv-fused": "a tensor that holds query, key and value is cut into the three",
+    "qkv-split": "query, key and value are put into the one tensor that holds them here",
+    "weights-transposed": "matrices that are stored the other way round are turned",
+    "flat-parameters": "what FSDP flattened is cut into its parameters, in the model's order",
 }
 
 
@@ -71,6 +75,7 @@ class Plan(Struct, eq=False):
     """Everything a restore will do, gathered before any of it is done."""
 
     choice: Choice
+    dry: bool = False  # only to see what would be found: the target may have no memory
     written_by: str = "holdtrue"  # the format of the file
     copies: list[Copy] = field(default_factory=list)
     actions: list[Action] = field(default_factory=list)
@@ -92,21 +97,7 @@ def renamer(plan: Plan, part: str) -> Callable[[str], str]:
 
     A pattern may be written with the part, "model/old.*". Notes in the plan which ones were used.
     """
-    rules = [(old, re.compile(_pattern(old)), new) for old, new in plan.choice.rename.items()]
-    prefix = f"{part}/"
-
-    def apply(name: str) -> str:
-        for old, pattern, new in rules:
-            match = pattern.fullmatch(name) or pattern.fullmatch(prefix + name)
-            if match:
-                plan.used.add(old)
-                pieces = new.split("*")
-                groups = [*match.groups(), *[""] * len(pieces)]
-                joined = "".join(p + g for p, g in zip(pieces, groups, strict=False))
-                return joined.removeprefix(prefix)
-        return name
-
-    return apply
+    return renaming(plan.choice.rename, plan.used, part)
 
 
 def selects(plan: Plan, part: str, name: str) -> bool:
@@ -118,10 +109,6 @@ def selects(plan: Plan, part: str, name: str) -> bool:
     }
     plan.used |= fitting
     return bool(fitting) or not plan.choice.only
-
-
-def _pattern(glob: str) -> str:
-    return "(.*)".join(re.escape(piece) for piece in glob.split("*"))
 
 
 def grouped(code: str, severity: Any, what: str, places: list[str], **more: Any) -> Finding:

@@ -30,13 +30,18 @@ def plan_restore(
     choice: Choice,
     rng: bool,
     written_by: str = "holdtrue",
+    *,
+    dry: bool = False,
 ) -> Plan:
     """Compare every target with its part. Nothing is changed; findings are in the plan.
+
+    A `dry` plan is not for carrying out: targets on the meta device are compared as well, and
+    values that would be rounded are not measured.
 
     What is made here stays with the target, so it is made outside of inference mode: an optimizer
     could not step on inference tensors.
     """
-    plan = Plan(choice, written_by)
+    plan = Plan(choice, dry, written_by)
     _check_choice(choice, plan)
     known = known_tensors(targets)
     held = {

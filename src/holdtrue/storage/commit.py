@@ -125,6 +125,20 @@ def write_synced(path: Path, data: bytes) -> None:
         os.fsync(file.fileno())
 
 
+def leftovers(parent: Path) -> list[str]:
+    """What saves that ended early left in `parent`; that of processes that still live is not."""
+    try:
+        names = sorted(os.listdir(parent / STAGING))
+    except OSError:
+        return []
+    owners = ((name, *_owner_of(name).rpartition("-")[::2]) for name in names)
+    return [
+        n
+        for n, h, pid in owners
+        if h != _host() or not pid.isdecimal() or not process_lives(int(pid))
+    ]
+
+
 def clear_leftovers(parent: Path) -> list[str]:
     """Remove what killed saves of this machine left in `parent`; returns the names removed.
 
@@ -139,7 +153,7 @@ def clear_leftovers(parent: Path) -> list[str]:
         return removed
     for name in names:
         host, _, pid = _owner_of(name).rpartition("-")
-        if host == _host() and pid.isdecimal() and not process_lives(int(pid)):
+        if host == _host() and pid.isdecimal() and not _at_work(name):
             shutil.rmtree(area / name, ignore_errors=True)
             if not os.path.lexists(area / name):
                 removed.append(name)
@@ -195,6 +209,12 @@ def _owner_of(staged: str) -> str:
     """The host and process in a staging directory's name: "name.host-pid.random"."""
     parts = staged.rsplit(".", 2)
     return parts[1] if len(parts) == 3 else ""
+
+
+def _at_work(staged: str) -> bool:
+    """Whether the process that a staging directory belongs to is known to live."""
+    host, _, pid = _owner_of(staged).rpartition("-")
+    return host == _host() and pid.isdecimal() and process_lives(int(pid))
 
 
 def process_lives(pid: int) -> bool:

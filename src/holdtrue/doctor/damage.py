@@ -1,0 +1,75 @@
+"""What is left of a damaged file, told beside the damage itself."""
+
+from collections.abc import Iterable
+from pathlib import Path
+
+from msgspec.structs import replace
+
+from holdtrue.doctor.amounts import counted
+from holdtrue.doctor.commands import salvage_command
+from holdtrue.errors import HoldtrueError
+from holdtrue.findings import Finding
+from holdtrue.formats.salvaging import Salvaged, salvage
+from holdtrue.limits import MIB
+
+_READ = 256 * MIB  # larger files are not read for this unless all values are
+
+
+def told_with_rest(path: str, findings: Iterable[Finding], *, deep: bool = False) -> list[Finding]:
+    """The findings, with the command that saves the rest, and which tensors that rest is."""
+    told = _by_cause(findings)
+    if not any(f.severity == "error" for f in told):
+        return told
+    if not Path(path).is_file() or (not deep and Path(path).stat().st_size > _READ):
+        return told
+    try:
+        left = salvage(path)
+    except HoldtrueError as error:
+        lost = any(f.code == "nothing-whole" for f in error.report.findings)
+        return [_hopeless(f) for f in told] if lost else told
+    command = salvage_command(path)
+    told = [replace(f, command=command) if _mendable(f) else f for f in told]
+    if not left.lost and not left.unnamed:
+        return told
+    first = next(i for i, finding in enumerate(told) if finding.severity == "error")
+    told[first] = _with_rest(told[first], path, left)
+    return told
+
+
+def _by_cause(findings: Iterable[Finding]) -> list[Finding]:
+    """A tensor past its storage follows from a storage that is too short: one of the two tells."""
+    told = list(findings)
+    short = any(f.code == "storage-size-mismatch" for f in told)
+    return [f for f in told if not (short and f.code == "tensor-past-storage")]
+
+
+def _mendable(finding: Finding) -> bool:
+    return finding.severity == "error" and not finding.command
+
+
+def _hopeless(finding: Finding) -> Finding:
+    if finding.severity != "error":
+        return finding
+    fix = "go back to the checkpoint before, or fetch the file again: no tensor in it is whole"
+    return replace(finding, fix=fix)
+
+
+def _with_rest(finding: Finding, path: str, left: Salvaged) -> Finding:
+    """The finding with the tensors that it costs among its places, and what is left in numbers."""
+    whole, lost = len(left.view.tensors), len(left.lost)
+    places = tuple(
+        f"{path}: {one.path}: {one.dtype} {list(one.shape)}, "
+        + (f"{one.missing:,} bytes missing" if one.missing else "its bytes are not those written")
+        for one in left.lost
+    )
+    names = ", ".join(list(left.view.tensors)[:5]) + (" …" if whole > 5 else "")
+    said = f"{counted(whole, 'tensor')} of {whole + lost:,} whole"
+    said += f" ({names})" if whole else ""
+    if left.unnamed:
+        said += f"; {counted(len(left.unnamed), 'storage')} whole without a name"
+    return replace(
+        finding,
+        places=(*(finding.places or (finding.where,)), *places),
+        why=f"{finding.why}; {said}" if finding.why else said,
+        fix="writes what is whole; take the rest from an older checkpoint, or fetch the file again",
+    )

@@ -1,0 +1,1 @@
+"""How a state dict of a file is made to fit a model: names, shapes, layouts as data. No torch."""
