@@ -85,7 +85,7 @@ WORKERS = [
     {},
     {"persistent_workers": True},
     {"prefetch_factor": 3, "worker_init_fn": seed_by_worker},
-    {"persistent_workers": True, "worker_init_fn": seed_by_worker, "num_workers": 3},
+    {"persistent_workers": True, "worker_init_fn": seed_by_worker, "num_workers": 2},
 ]
 
 
@@ -127,11 +127,10 @@ class Logging(Numbers):
         return super().__getitem__(index)
 
 
+# Without `own_batches`: a plain loader draws its order between the samples.
+@pytest.mark.parametrize("make", [kind for kind in KINDS if kind.__name__ != "own_batches"])
 @pytest.mark.parametrize("workers", [0, 2])
-@pytest.mark.parametrize("make", KINDS)
 def test_hands_out_what_the_plain_loader_does(make: Any, workers: int) -> None:
-    if workers and make not in (shuffled, KINDS[5], KINDS[10]):
-        pytest.skip("the order is drawn in the same place")
     seed(3)
     plain = make(num_workers=workers)
     expected = [[flat(b) for b in plain] for _ in range(2)]
@@ -308,7 +307,7 @@ def test_left_early_the_next_loop_is_the_next_epoch() -> None:
     assert (loader.epoch, loader.batches) == (1, 1)
 
 
-@pytest.mark.parametrize("state", [{}, {"epoch": -1}, {"epoch": "x"}, {"unknown": 1}])
+@pytest.mark.parametrize("state", [{}, {"epoch": -1}, {"epoch": "x"}])
 def test_what_is_no_place_is_refused_and_nothing_changes(state: dict[str, Any]) -> None:
     loader = ResumableLoader(shuffled())
     good = loader.state_dict()

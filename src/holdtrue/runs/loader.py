@@ -28,7 +28,14 @@ from holdtrue.runs.loader_position import (
     refuse,
     samples_changed,
 )
-from holdtrue.runs.loader_workers import Reading, WorkerStart, as_it_is, keeps_state, one_by_one
+from holdtrue.runs.loader_workers import (
+    Reading,
+    Stream,
+    WorkerStart,
+    as_it_is,
+    keeps_state,
+    one_by_one,
+)
 
 _log = logging.getLogger("holdtrue")
 
@@ -36,9 +43,10 @@ _log = logging.getLogger("holdtrue")
 class ResumableLoader:
     """A DataLoader whose place in an epoch can be kept: `for batch in resumable:`.
 
-    It hands out the batches that the DataLoader would. After a resume of the run that it is a part
-    of, or `load_state_dict`, the next loop goes on with the very next batch; the samples before it
-    are not read. A loop that is left early and begun again begins the next epoch.
+    It hands out the batches that the DataLoader would, their order drawn when the epoch begins.
+    After a resume of the run that it is a part of, or `load_state_dict`, the next loop goes on with
+    the very next batch; the samples before it are not read. A loop that is left early and begun
+    again begins the next epoch.
 
     Workers send their random states along, so random transforms in them go on as well. A dataset
     that is read from beginning to end (IterableDataset) needs a `state_dict` of its own. Raises
@@ -59,6 +67,8 @@ class ResumableLoader:
         self._saved: Mapping[str, Any] = {}  # the settings with which the order was drawn
         self._tasks = Tasks(loader)
         self._inner: DataLoader[Any] | None = None
+        self._stream: Stream | None = None
+        self._ended = False  # what was loaded: the stream had met its end
         self._born: bytes | None = None  # what the seeds of the workers were drawn from
         self._workers: dict[int, dict[str, Any]] = {}  # what each left with its last batch
 
@@ -80,9 +90,7 @@ class ResumableLoader:
                 self._inner = self._born = None
         self._under_way = True
         if one_by_one(self.loader):
-            neutral = loader_random.put_back(generators(self.loader))
-            with neutral if goes_on else contextlib.nullcontext():
-                found: Iterator[Any] = iter(self.loader)
+            found = self._read_on(goes_on)
         else:
             found = self._go_on() if goes_on and self._tasks.order else self._begin()
         return self._hand_out(found, self._turn)
@@ -113,6 +121,7 @@ class ResumableLoader:
                 epochs=epochs(self.loader),
                 samplers=sampler_states(self.loader),
                 dataset=dataset.state_dict() if self._keeps_dataset else None,
+                ended=self._ended if self._stream is None else self._stream.ended,
                 order=order,
                 born=self._born if needed else None,
                 workers=dict(self._workers) if needed else {},
@@ -142,6 +151,7 @@ class ResumableLoader:
             return
         self.batches = self._first = position.batches
         self._under_way = self._goes_on = position.under_way
+        self._stream, self._ended = None, position.ended
         self._tasks.order, self._saved = position.order, position.settings
 
     def __holdtrue_compare__(self, where: str, state: Mapping[str, Any]) -> Iterable[Finding]:
@@ -151,6 +161,23 @@ class ResumableLoader:
     @property
     def _keeps_dataset(self) -> bool:
         return self.loader.num_workers == 0 and keeps_state(self.loader.dataset)
+
+    def _read_on(self, goes_on: bool) -> Iterator[Any]:
+        """The dataset knows where it is; what torch draws for an epoch was drawn when it began."""
+        if goes_on and self._ended:
+            return iter(())
+        loader, self._stream = self.loader, Stream(self.loader.dataset)
+        inner: DataLoader[Any] = DataLoader(
+            self._stream,
+            batch_size=loader.batch_size,
+            collate_fn=loader.collate_fn,
+            pin_memory=loader.pin_memory,
+            drop_last=loader.drop_last,
+            generator=loader.generator,
+        )
+        neutral = loader_random.put_back(generators(loader))
+        with neutral if goes_on else contextlib.nullcontext():
+            return iter(inner)
 
     def _begin(self) -> Iterator[Any]:
         """A new epoch: its order is drawn as a plain DataLoader would, and at the same time."""

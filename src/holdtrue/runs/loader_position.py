@@ -27,6 +27,7 @@ class Position(Struct, frozen=True, kw_only=True):
     epochs: dict[str, int]  # what `set_epoch` was told, by sampler
     samplers: dict[str, Any]  # what samplers give of themselves
     dataset: Any = None  # and what the dataset does
+    ended: bool = False  # a dataset that is read from beginning to end has met it
     order: Order | None = None  # of the epoch under way
     born: bytes | None = None  # what the seeds of the workers were drawn from
     workers: dict[int, dict[str, Any]] = field(default_factory=dict)  # left with their last batch

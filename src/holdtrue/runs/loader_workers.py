@@ -4,7 +4,7 @@ A worker sends its random states along with each batch after which they are othe
 takes its place later begins with those: what is skipped need not be read to get there.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
@@ -46,6 +46,21 @@ class Reading:
         self._told = worker_state(self.dataset)
 
 
+class Stream(IterableDataset[Any]):
+    """A dataset that is read from beginning to end, and whether the end was met.
+
+    The last batch is short, and then the dataset has begun again before the batch is handed out.
+    """
+
+    def __init__(self, dataset: Any) -> None:
+        self._dataset, self.ended = dataset, False
+
+    def __iter__(self) -> Iterator[Any]:
+        self.ended = False
+        yield from self._dataset
+        self.ended = True
+
+
 class WorkerStart:
     """What each worker does first: the loader's own function, then its place in the training."""
 
@@ -57,7 +72,8 @@ class WorkerStart:
     def __call__(self, worker: int) -> None:
         info: Any = get_worker_info()
         reading: Reading = info.dataset
-        info.dataset = reading.dataset  # what the caller's own functions expect to find there
+        # What the caller's own functions expect to find there; torch freezes it against mistakes.
+        object.__setattr__(info, "dataset", reading.dataset)
         if self._given is not None:
             self._given(worker)
         reading.begin(self._states.get(worker))
