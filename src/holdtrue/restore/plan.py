@@ -57,14 +57,18 @@ class Choice(Struct, frozen=True):
     only: tuple[str, ...] = ()
     rename: Mapping[str, str] = field(default_factory=dict)
     allow: frozenset[str] = frozenset()
+    code_wins: bool = False  # where settings differ, those of the code are used
+    resume: bool = False  # the training goes on, random states and gradients included
 
 
-class Groups(Struct, frozen=True):
+class Groups(Struct):
     """How the groups of an optimizer here are made of the saved ones."""
 
     saved: int  # how many the file has
     sources: list[list[int]]  # of each group here, the saved groups its parameters come from
     settled: list[bool]  # of each group here, whether its learning rate comes from the file
+    here: list[dict[str, Any]] = field(default_factory=list)  # of each, what schedulers change
+    base_changed: bool = False  # schedules begin from other rates: the code's, which win
 
 
 class Plan(Struct, eq=False):
@@ -82,6 +86,8 @@ class Plan(Struct, eq=False):
 
     def found(self, finding: Finding) -> bool:
         """Record a finding; True when the caller allowed it."""
+        if self.choice.code_wins and finding.code == "loader-changed":
+            finding = replace(finding, severity="warning")
         allowed = finding.code in self.choice.allow and finding.severity == "error"
         self.findings.append(replace(finding, severity="note") if allowed else finding)
         return allowed

@@ -66,7 +66,8 @@ def _plan_revivals(decoding: Decoding, path: str, plan: Plan) -> None:
         if revival.via == "state_dict":
             _compare(where, revival, plan)
         fitted = fit_scheduler(where, revival, plan)
-        plan.actions.append(Action(where, _revive(fitted)))
+        do = _revive(fitted) if isinstance(fitted, Revival) else fitted
+        plan.actions.append(Action(where, do))
 
 
 def _compare(where: str, revival: Revival, plan: Plan) -> None:
