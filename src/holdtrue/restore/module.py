@@ -16,6 +16,7 @@ from holdtrue.formats.view import LazyTensor
 from holdtrue.records.parts import ModuleState
 from holdtrue.restore.casting import dtype_findings
 from holdtrue.restore.fresh import Fresh
+from holdtrue.restore.gradients import plan_gradients
 from holdtrue.restore.naming import rename_hint
 from holdtrue.restore.own_state import any_custom_state, plan_own_state
 from holdtrue.restore.place import plan_tensor
@@ -45,6 +46,7 @@ def plan_module(
     _compare_shapes(part, matched, target, tensors, plan)
     plan_ties(part, matched, target, tensors, plan, held)
     _plan_entries(part, matched, target, tensors, plan)
+    plan_gradients(part, state.gradients, matched, target, plan, tensors)
     if not plan.choice.only:
         _plan_flags(part, state, module, plan)
         plan_own_state(part, state, module, plan, tensors)

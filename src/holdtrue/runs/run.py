@@ -50,7 +50,8 @@ class Run:
     the first save; what a killed save left behind is cleared away here.
 
     A save goes on behind the training. A save that comes while the one before is in progress waits
-    for it, or is skipped with `busy="skip"`.
+    for it, or is skipped with `busy="skip"`. `gradients=True` keeps the gradients too, for saves in
+    the middle of an accumulation.
     """
 
     def __init__(
@@ -61,6 +62,7 @@ class Run:
         keep: Keep | None = None,
         probe: Any = None,
         busy: Literal["wait", "skip"] = "wait",
+        gradients: bool = False,
         **parts: Any,
     ) -> None:
         if keep is not None and not isinstance(keep, Keep):
@@ -72,6 +74,7 @@ class Run:
         self.parts = parts
         self.probe = probe  # inputs for `save`, see there
         self.busy = busy
+        self.gradients = gradients  # kept as well, for a save between `backward` and `step`
         self.report: Report | None = None  # of the last resume
         self._manifests: dict[int, Manifest] = {}
         self._damaged: frozenset[int] = frozenset()  # what the last resume passed over
@@ -258,7 +261,14 @@ class Run:
             else:
                 aside = free_name(target, "abandoned")  # it is gone by then
         return prepare(
-            target, self.parts, step, metrics, self.keep.ranking, aside=aside, probe=self.probe
+            target,
+            self.parts,
+            step,
+            metrics,
+            self.keep.ranking,
+            aside=aside,
+            probe=self.probe,
+            gradients=self.gradients,
         )
 
     def _write(
