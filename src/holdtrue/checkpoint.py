@@ -185,7 +185,7 @@ class Checkpoint:
         else:
             plan = plan_restore(self._manifest.parts, fresh, targets, choice, resume)
             saved, here = self._manifest.environment, environment()
-            plan.findings += compare_environments(saved, here, resume=resume)
+            plan.findings += compare_environments(saved, here, plan.moved, resume=resume)
             plan.findings += [_has_parts(*item) for item in (source or {}).items()]
         try:
             done = apply(plan, str(self.path))

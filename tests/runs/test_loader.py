@@ -327,3 +327,39 @@ def test_set_epoch_is_told_to_the_sampler_of_the_fresh_process(tmp_path: Path) -
     whole = distributed()
     whole.sampler.set_epoch(1)
     assert got + [flat(b)[::4] for b in fresh] == [flat(b)[::4] for b in whole]
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize("done", [3, 8])
+def test_the_stateful_loader_of_torchdata_in_a_run(done: int, workers: int, tmp_path: Path) -> None:
+    stateful = pytest.importorskip("torchdata.stateful_dataloader").StatefulDataLoader
+
+    def made() -> Any:
+        return stateful(Numbers(random_too=False), batch_size=4, shuffle=True, num_workers=workers)
+
+    def forever(loader: Any) -> Any:
+        while True:
+            yield from loader
+
+    seed(6)
+    loader = made()
+    source = forever(loader)
+    for _ in range(done):
+        next(source)
+    Run(tmp_path, loader=loader).save(done, wait=True)
+    whole = [flat(next(source)) for _ in range(6)]
+    seed(97)
+    fresh = made()
+    Run(tmp_path, loader=fresh).resume()
+    assert [flat(b) for b in islice(forever(fresh), 6)] == whole
+
+
+def test_the_code_wins_for_the_settings_of_loaders_too(tmp_path: Path) -> None:
+    seed(6)
+    saved_in_the_middle(tmp_path, shuffled())
+    other = ResumableLoader(DataLoader(Numbers(), batch_size=3, shuffle=True))
+    run = Run(tmp_path, loader=other)
+    run.resume(on_conflict="code")
+    assert run.report is not None
+    assert [f.severity for f in run.report.findings if f.code == "loader-changed"] == ["warning"]
+    assert [len(flat(b)) // 4 for b in other] == [3, 3, 3, 3, 3]

@@ -46,6 +46,7 @@ def plan_module(
     _compare_shapes(part, matched, target, tensors, plan)
     plan_ties(part, matched, target, tensors, plan, held)
     _plan_entries(part, matched, target, tensors, plan)
+    _compare_devices(part, matched, target, tensors, plan)
     plan_gradients(part, state.gradients, matched, target, plan, tensors)
     if not plan.choice.only:
         _plan_flags(part, state, module, plan)
@@ -224,6 +225,21 @@ def _plan_entries(
                 thawed,
             )
         )
+
+
+def _compare_devices(
+    part: str,
+    matched: Mapping[str, str],
+    target: Mapping[str, Entry],
+    tensors: Fresh,
+    plan: Plan,
+) -> None:
+    """Note where the module trained then and trains now: other kernels give other bits."""
+    pairs = {
+        (tensors.tensors[key].device.partition(":")[0], target[name].tensor.device.type)
+        for name, key in matched.items()
+    }
+    plan.moved += [f"{part}: saved on {a}, here on {b}" for a, b in sorted(pairs) if a != b]
 
 
 def _set_requires_grad(tensor: Tensor, wanted: bool) -> Callable[[], Callable[[], None]]:

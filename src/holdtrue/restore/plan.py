@@ -82,6 +82,7 @@ class Plan(Struct, eq=False):
     renamed: dict[str, str] = field(default_factory=dict)  # tensor key saved → key in the target
     skipped: set[str] = field(default_factory=set)  # target keys that stay as they are
     groups: dict[int, Groups] = field(default_factory=dict)  # by the id of the optimizer
+    moved: list[str] = field(default_factory=list)  # modules that are on another kind of device
     used: set[str] = field(default_factory=set)  # patterns of `only` and `rename` that fitted
 
     def found(self, finding: Finding) -> bool:
