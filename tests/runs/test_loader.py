@@ -363,3 +363,91 @@ def test_the_code_wins_for_the_settings_of_loaders_too(tmp_path: Path) -> None:
     assert run.report is not None
     assert [f.severity for f in run.report.findings if f.code == "loader-changed"] == ["warning"]
     assert [len(flat(b)) // 4 for b in other] == [3, 3, 3, 3, 3]
+
+
+class Counting(Numbers):
+    """Has a generator of its own, and says what it needs to go on."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.own = random.Random(3)
+
+    def __getitem__(self, index: int) -> Any:
+        return torch.cat([super().__getitem__(index), torch.tensor([self.own.random()])])
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"own": self.own.getstate()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        version, words, gauss = state["own"]
+        self.own.setstate((version, tuple(words), gauss))
+
+
+@pytest.mark.parametrize(
+    "more",
+    [
+        {},
+        {"num_workers": 2},
+        pytest.param(
+            {"num_workers": 2, "persistent_workers": True, "multiprocessing_context": "spawn"},
+            marks=pytest.mark.slow,
+        ),
+    ],
+    ids=str,
+)
+def test_a_dataset_that_says_what_it_needs(more: dict[str, Any], tmp_path: Path) -> None:
+    def made() -> ResumableLoader:
+        return ResumableLoader(DataLoader(Counting(), batch_size=4, shuffle=True, **more))
+
+    seed(8)
+    whole = [flat(b) for b in made()]
+    seed(8)
+    loader = made()
+    before = [flat(b) for b in islice(loader, 3)]
+    Run(tmp_path, loader=loader).save(3, wait=True)
+    del loader
+    fresh = made()
+    Run(tmp_path, loader=fresh).resume()
+    assert before + [flat(b) for b in fresh] == whole
+
+
+def test_an_error_in_the_dataset_comes_through_and_the_place_stays() -> None:
+    class Broken(Numbers):
+        def __getitem__(self, index: int) -> Any:
+            if index == 9:
+                raise KeyError("no such sample")
+            return super().__getitem__(index)
+
+    loader = ResumableLoader(DataLoader(Broken(), batch_size=4))
+    with pytest.raises(KeyError, match="no such sample"):
+        list(loader)
+    assert (loader.epoch, loader.batches) == (0, 2)
+
+
+@pytest.mark.parametrize("make", [shuffled, KINDS[4]])
+def test_a_restore_that_fails_elsewhere_leaves_the_place(make: Any, tmp_path: Path) -> None:
+    class Refusing:
+        def state_dict(self) -> dict[str, Any]:
+            return {}
+
+        def load_state_dict(self, state: dict[str, Any]) -> None:
+            raise RuntimeError("not now")
+
+    loader = ResumableLoader(make())
+    source = iter(loader)
+    next(source)
+    Run(tmp_path, a=loader, z=Refusing()).save(1, wait=True)
+    kept = loader.state_dict()
+    seed(5)
+    next(source)
+    ahead = ResumableLoader(make())
+    ahead.load_state_dict(loader.state_dict())
+    expected = [flat(b)[::4] for b in ahead]
+    with pytest.raises(holdtrue.RestoreError):
+        Run(tmp_path, a=loader, z=Refusing()).resume()
+    assert (loader.epoch, loader.batches) == (0, 2)
+    left = loader.state_dict()["order"]
+    assert left["digest"] == kept["order"]["digest"]
+    assert [flat(b)[::4] for b in source] == expected
+    if left["rest"] is not None:
+        assert len(left["rest"]["lengths"]) == 4

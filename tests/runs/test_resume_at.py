@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -48,6 +49,7 @@ def test_at_latest_best_or_a_step(tmp_path: Path) -> None:
     assert resumed(tmp_path)[0] == 500
     assert resumed(tmp_path, at="best")[0] == 300
     assert resumed(tmp_path, at=100)[0] == 100
+    assert resumed(tmp_path, at=np.int64(300))[0] == 300
 
 
 def test_what_is_not_there_is_said_with_what_is(tmp_path: Path) -> None:
@@ -61,8 +63,9 @@ def test_what_is_not_there_is_said_with_what_is(tmp_path: Path) -> None:
         resumed(tmp_path, at="best")
     assert caught.value.report.errors[0].code == "best-unknown"
     assert "'loss'" in caught.value.report.errors[0].why
-    with pytest.raises(ValueError, match="latest"):
-        resumed(tmp_path, at="newest")
+    for odd in ("newest", True, -1, 1.0, None):
+        with pytest.raises(ValueError, match="latest"):
+            resumed(tmp_path, at=odd)
 
 
 def test_a_fresh_run_starts_at_zero_unless_a_step_is_named(tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 """Which checkpoint a resume is asked for, and what becomes of the steps after it."""
 
 import logging
+import operator
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -39,11 +40,15 @@ def candidates(
         if found and not order:
             raise fail(OpenError, f"{run}@best", _no_best(run, said))
         return [(step, found[step]) for step in order]
-    if isinstance(at, bool) or not isinstance(at, int):
+    try:
+        step = -1 if isinstance(at, bool) else operator.index(at)  # NumPy's whole numbers too
+    except TypeError:
+        step = -1
+    if step < 0:
         raise ValueError(f'run.resume(at={at!r}): give "latest", "best" or a step')
-    if at not in found:
-        raise fail(OpenError, f"{run}@{at}", _no_step(run, at, list(found)))
-    return [(at, found[at])]
+    if step not in found:
+        raise fail(OpenError, f"{run}@{step}", _no_step(run, step, list(found)))
+    return [(step, found[step])]
 
 
 def later(found: Mapping[int, Path], step: int | None) -> list[int]:
@@ -76,7 +81,8 @@ def steps_given_up(run: Path, step: int, doomed: list[int]) -> Finding:
         what=f"step {step} was restored; {_listed(doomed)} come after it",
         why="the training goes on from here another way: the next save renames those to "
         "abandoned-step-…, so that they are not taken for its latest or best",
-        fix="to keep them as they are, save into another run: holdtrue.Run(…)",
+        fix="goes on from the newest after all; or save into another run, to keep both",
+        command="run.resume()",
     )
 
 

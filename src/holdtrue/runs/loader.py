@@ -101,7 +101,7 @@ class ResumableLoader:
         self._goes_on = self._under_way = False
         self._inner = self._born = None
         self._workers = {}
-        self._tasks.forget()
+        self._tasks = Tasks(self.loader)  # not emptied: a restore that fails puts it back
 
     def state_dict(self) -> dict[str, Any]:
         """The place, by batches handed out: what workers have read ahead does not count."""
