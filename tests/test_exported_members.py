@@ -19,6 +19,7 @@ def test_public_names():
         "Probe",
         "Report",
         "RestoreError",
+        "ResumableLoader",
         "Run",
         "SaveError",
         "Saved",

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from holdtrue.errors import DamageError, HoldtrueError, OpenError, RestoreError, SaveError
     from holdtrue.findings import Finding, Report
     from holdtrue.runs.keep import Keep
+    from holdtrue.runs.loader import ResumableLoader
     from holdtrue.runs.run import Run
     from holdtrue.saving import Saved, save
 
@@ -28,6 +29,7 @@ __all__ = [
     "Probe",
     "Report",
     "RestoreError",
+    "ResumableLoader",
     "Run",
     "SaveError",
     "Saved",
@@ -61,6 +63,7 @@ _HOMES = {
     "Finding": "findings",
     "Report": "findings",
     "Keep": "runs.keep",
+    "ResumableLoader": "runs.loader",
     "Run": "runs.run",
     "Saved": "saving",
     "save": "saving",

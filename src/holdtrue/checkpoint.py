@@ -5,7 +5,7 @@ from collections import OrderedDict
 from collections.abc import Iterable, Mapping
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from msgspec.structs import replace
 
@@ -134,6 +134,7 @@ class Checkpoint:
         rng: bool | None = None,
         probe: Any = False,
         source: Mapping[str, str] | None = None,
+        on_conflict: Literal["file", "code"] = "file",
         **targets: Any,
     ) -> Report:
         """Put the saved state into live objects, in place: all of it, or nothing.
@@ -143,7 +144,8 @@ class Checkpoint:
         random states; by default when an optimizer is among the targets, since that is a resume.
         `probe=True` runs the probe that was saved, with the restored model (`probe=inputs` where
         they were too large to keep), and adds what it says to the report. `source` says, for files
-        of other formats, which state dict a target is filled from: {"model": "ema"}.
+        of other formats, which state dict a target is filled from: {"model": "ema"}. `on_conflict`
+        says whose settings of optimizers and schedulers are used where they differ.
 
         Raises RestoreError when something does not fit, and DamageError when bytes on disk are not
         those that were written; either way nothing has been changed.
@@ -159,6 +161,8 @@ class Checkpoint:
         from holdtrue.restore.request import Request, plan_request
 
         patterns = tuple(p for p in _several(only) if p)
+        if on_conflict not in ("file", "code"):
+            raise ValueError(f'on_conflict={on_conflict!r}: give "file" or "code"')
         resume = any(isinstance(t, Optimizer) for t in targets.values()) if rng is None else rng
         targets.pop(RNG, None)
         request = Request(
@@ -166,7 +170,13 @@ class Checkpoint:
             manifest=self._manifest,
             targets=targets,
             given=self._given,
-            choice=Choice(patterns, dict(rename or {}), frozenset(_several(allow))),
+            choice=Choice(
+                patterns,
+                dict(rename or {}),
+                frozenset(_several(allow)),
+                code_wins=on_conflict == "code",
+                resume=resume,
+            ),
             source=dict(source or {}),
             agreed=_joined(self._agreed, trust),
             rng=resume,

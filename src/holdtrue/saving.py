@@ -104,11 +104,14 @@ def prepare(
     overwrite: bool = False,
     aside: Path | None = None,
     probe: Any = None,
+    gradients: bool = False,
 ) -> Prepared:
     """Read the state of all parts and lay it out. What stands at `target` is replaced, or kept
     under the name `aside`. Raises SaveError when something cannot be kept."""
     began = time.perf_counter()
-    captured, files, metrics_node = _captured(target, parts, metrics, overwrite, aside, probe)
+    captured, files, metrics_node = _captured(
+        target, parts, metrics, overwrite, aside, probe, gradients
+    )
     manifest = Manifest(
         created=datetime.now(UTC).isoformat(timespec="seconds"),
         environment=environment(),
@@ -182,6 +185,7 @@ def _captured(
     overwrite: bool,
     aside: Path | None,
     probe: Any,
+    gradients: bool,
 ) -> tuple[Captured, list[PlannedFile], Any]:
     findings = _check_names(parts)
     if "\0" in str(target):
@@ -195,7 +199,7 @@ def _captured(
         findings.append(_metric_odd("metrics"))
     if findings:
         raise SaveError(report(str(target), findings))
-    captured = capture(parts, probe)
+    captured = capture(parts, probe, gradients=gradients)
     numbers = tensor_set("metrics")
     node = ValueEncoder(numbers).encode(dict(metrics), "") if metrics is not None else None
     findings = [*captured.findings, *numbers.findings, *_metric_findings(metrics, numbers.records)]

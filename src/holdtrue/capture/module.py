@@ -93,14 +93,23 @@ def entries(module: nn.Module) -> Iterator[Entry]:
                 yield Entry(prefix + attribute, owner, attribute, tensor, persistent)
 
 
-def capture_module(module: nn.Module, into: TensorSet) -> ModuleState:
-    """The state of a module part; its tensors go `into` the set."""
+def capture_module(module: nn.Module, into: TensorSet, *, gradients: bool = False) -> ModuleState:
+    """The state of a module part; its tensors go `into` the set. Gradients only when asked for."""
     encoder = ValueEncoder(into)
-    state = ModuleState()
+    state = ModuleState(gradients={} if gradients else None)
     for entry in entries(module):
         state.entries[entry.name] = add_tensor(
             into, entry.tensor, entry.name, persistent=entry.persistent, encode=encoder.encode_apart
         )
+        gradient = entry.tensor.grad if gradients and entry.is_parameter else None
+        if gradient is not None and state.gradients is not None:
+            state.gradients[entry.name] = add_tensor(
+                into,
+                gradient.detach(),
+                f"{entry.name}#grad",
+                persistent=False,  # in a file apart: nothing that reads weights expects them
+                encode=encoder.encode_apart,
+            )
     flags: dict[str, bool] = {}
     for path, owner in walk(module):
         flags[path] = owner.training

@@ -48,7 +48,7 @@ def known_tensors(parts: Mapping[str, Any]) -> dict[int, str]:
     return known
 
 
-def capture(parts: Mapping[str, Any], probe: Any = None) -> Captured:
+def capture(parts: Mapping[str, Any], probe: Any = None, *, gradients: bool = False) -> Captured:
     """Read the state of every part, the random states, and what the probe's inputs give.
 
     Findings say what cannot be kept."""
@@ -60,7 +60,7 @@ def capture(parts: Mapping[str, Any], probe: Any = None) -> Captured:
     rng = Part(kind="rng", state=capture_rng(drawn))
     for name, value in parts.items():
         into = tensor_set(name)
-        captured.parts[name] = _capture_part(name, value, known, into)
+        captured.parts[name] = _capture_part(name, value, known, into, gradients)
         _gather(captured, into)
         if isinstance(value, nn.Module):
             _add_architecture(captured, name, value)
@@ -122,10 +122,12 @@ def has_own_state(value: Any) -> bool:
     )
 
 
-def _capture_part(name: str, value: Any, known: Mapping[int, str], into: TensorSet) -> Part:
+def _capture_part(
+    name: str, value: Any, known: Mapping[int, str], into: TensorSet, gradients: bool
+) -> Part:
     cls = class_name(type(value))
     if isinstance(value, nn.Module):
-        state: Any = msgspec.to_builtins(capture_module(value, into))
+        state: Any = msgspec.to_builtins(capture_module(value, into, gradients=gradients))
         return Part(kind="module", class_name=cls, state=state)
     if has_own_state(value):
         state = msgspec.to_builtins(capture_optimizer(value, known, into))

@@ -1,5 +1,7 @@
 """Two environments compared: only what matters to loading, or to resuming bit for bit."""
 
+from collections.abc import Sequence
+
 from holdtrue.findings import Finding
 from holdtrue.records.environment import Environment
 
@@ -13,15 +15,19 @@ _FLAGS = {
 }
 
 
-def compare_environments(saved: Environment, here: Environment, *, resume: bool) -> list[Finding]:
+def compare_environments(
+    saved: Environment, here: Environment, moved: Sequence[str] = (), *, resume: bool
+) -> list[Finding]:
     """Findings for a restore; a resume is told of all that changes the bits, a load only of torch.
+
+    `moved` says which parts are on another kind of device than they were.
 
     Distributions, commits and hosts differ every day and break nothing: `diff` shows those.
     """
     found: list[Finding] = []
     if _release(saved.torch) > _release(here.torch):
         found.append(_older(saved, here))
-    places = list(_bits(saved, here)) if resume else []
+    places = [*_bits(saved, here), *moved] if resume else []
     if places:
         found.append(
             Finding(

@@ -214,7 +214,7 @@ def _part_problem(name: str, part: Part, manifest: Manifest) -> str | None:
     except msgspec.ValidationError as error:
         return f"is not the state of a module or optimizer: {error}"
     if isinstance(state, ModuleState):
-        for key in state.entries.values():
+        for key in (*state.entries.values(), *(state.gradients or {}).values()):
             if key not in manifest.tensors or not key.startswith(f"{name}/"):
                 return f"holds {key[:200]!r}, which is not a tensor of its own"
         return None

@@ -20,6 +20,7 @@ class ModuleState(Struct, frozen=True, omit_defaults=True):
     extra: dict[str, Any] = field(default_factory=dict)  # get_extra_state()
     custom: dict[str, CustomState] = field(default_factory=dict)
     getstate: dict[str, Any] = field(default_factory=dict)  # __getstate__() of user classes
+    gradients: dict[str, str] | None = None  # parameter name → tensor key; None: not asked for
 
 
 class GroupState(Struct, frozen=True):

@@ -10,7 +10,7 @@ import torch
 
 from holdtrue.capture.raw import dtype_named, raw_view
 from holdtrue.engine.read import Fill, fill, verify_storages
-from holdtrue.errors import DamageError, RestoreError, fail
+from holdtrue.errors import DamageError, HoldtrueError, RestoreError, fail
 from holdtrue.findings import Finding, Report, report
 from holdtrue.formats.tensor_bytes import element_bytes, read_tensor
 from holdtrue.formats.verifying import missing_bytes
@@ -101,7 +101,8 @@ def _run(actions: list[Action], subject: str) -> None:
                     undo()
             if not isinstance(error, Exception):
                 raise
-            raise fail(RestoreError, subject, _refused(action, error)) from error
+            said = error.report.findings if isinstance(error, HoldtrueError) else ()
+            raise fail(RestoreError, subject, *(said or [_refused(action, error)])) from error
 
 
 def _straight(item: Copy) -> bool:

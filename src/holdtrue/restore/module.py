@@ -16,6 +16,7 @@ from holdtrue.formats.view import LazyTensor
 from holdtrue.records.parts import ModuleState
 from holdtrue.restore.casting import dtype_findings
 from holdtrue.restore.fresh import Fresh
+from holdtrue.restore.gradients import plan_gradients
 from holdtrue.restore.naming import rename_hint
 from holdtrue.restore.own_state import any_custom_state, plan_own_state
 from holdtrue.restore.place import plan_tensor
@@ -45,6 +46,8 @@ def plan_module(
     _compare_shapes(part, matched, target, tensors, plan)
     plan_ties(part, matched, target, tensors, plan, held)
     _plan_entries(part, matched, target, tensors, plan)
+    _compare_devices(part, matched, target, tensors, plan)
+    plan_gradients(part, state.gradients, matched, target, plan, tensors)
     if not plan.choice.only:
         _plan_flags(part, state, module, plan)
         plan_own_state(part, state, module, plan, tensors)
@@ -222,6 +225,21 @@ def _plan_entries(
                 thawed,
             )
         )
+
+
+def _compare_devices(
+    part: str,
+    matched: Mapping[str, str],
+    target: Mapping[str, Entry],
+    tensors: Fresh,
+    plan: Plan,
+) -> None:
+    """Note where the module trained then and trains now: other kernels give other bits."""
+    pairs = {
+        (tensors.tensors[key].device.partition(":")[0], target[name].tensor.device.type)
+        for name, key in matched.items()
+    }
+    plan.moved += [f"{part}: saved on {a}, here on {b}" for a, b in sorted(pairs) if a != b]
 
 
 def _set_requires_grad(tensor: Tensor, wanted: bool) -> Callable[[], Callable[[], None]]:

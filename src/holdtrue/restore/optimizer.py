@@ -16,6 +16,14 @@ from holdtrue.formats.view import LazyTensor
 from holdtrue.records.parts import OptimizerState
 from holdtrue.records.trust import class_name
 from holdtrue.restore.casting import dtype_findings
+from holdtrue.restore.conflicts import (
+    RATES,
+    base_rate,
+    differing_settings,
+    from_code,
+    moving_values,
+    same,
+)
 from holdtrue.restore.fresh import Fresh
 from holdtrue.restore.moments import Place, decode_state
 from holdtrue.restore.plan import Action, Groups, Plan, grouped
@@ -23,9 +31,6 @@ from holdtrue.restore.value import by_position, decode_into
 
 # Settings that say how a step is computed, not what: they follow the machine, not the file.
 _EXECUTION = frozenset({"foreach", "fused", "capturable"})
-# Settings that schedulers change all the time; a difference is the rule.
-_SCHEDULED = frozenset({"lr", "initial_lr", "momentum", "betas", "max_lr", "min_lr", "max_momentum",
-                        "base_momentum", "swa_lr"})  # fmt: skip
 
 
 def plan_optimizer(
@@ -180,6 +185,7 @@ def _plan_settings(
     matched = Groups(len(saved), [], [])
     plan.groups[id(optimizer)] = matched
     differing: list[str] = []
+    drifted: list[str] = []  # rates that the code may have changed, or the training itself
     regrouped = {frozenset(g) for g in saved if g} != {frozenset(g) for g in here if g}
     for i, (group, names) in enumerate(zip(optimizer.param_groups, here, strict=True)):
         sources = sorted({home[n] for n in names if n in home})
@@ -196,13 +202,29 @@ def _plan_settings(
         settings = dict(found[0]) if found else {}
         if _other_device(names, group, plan, tensors):
             settings = {k: v for k, v in settings.items() if k not in _EXECUTION}
-        for key, value in settings.items():
-            if key in group and key not in _SCHEDULED and not _same(group[key], value):
-                differing.append(f"{part}.groups[{i}].{key}: saved {value!r}, here {group[key]!r}")
+        at = f"{part}.groups[{i}]"
+        for key in differing_settings(settings, group):
+            differing.append(f"{at}.{key}: saved {settings[key]!r}, here {group[key]!r}")
+            if plan.choice.code_wins:
+                del settings[key]
+        rates = base_rate(settings), base_rate(group)
+        if "lr" in settings and not same(*rates):
+            scheduled = "initial_lr" in settings
+            places = differing if scheduled or plan.choice.code_wins else drifted
+            places.append(f"{at}.{'initial_lr' if scheduled else 'lr'}: "
+                          f"saved {rates[0]!r}, here {rates[1]!r}")  # fmt: skip
+            if plan.choice.code_wins:
+                matched.base_changed = True
+                settings = {k: v for k, v in settings.items() if k not in RATES}
+        matched.here.append(moving_values(group))
         matched.sources.append(sources)
         matched.settled.append("lr" in settings)
         chosen.append({k: _beside(group.get(k), v) for k, v in settings.items()})
-    if differing:
+    if drifted:
+        plan.found(_rates_from_file(drifted))
+    if differing and plan.choice.code_wins:
+        plan.found(from_code(differing))
+    elif differing:
         plan.found(
             grouped(
                 "settings-from-file",
@@ -212,8 +234,7 @@ def _plan_settings(
                 why="the groups were divided anew, and each takes what its parameters had"
                 if regrouped
                 else "the code was changed since the save; a resume goes on as it was",
-                fix="to use the code's, set them again after restoring: "
-                'optimizer.param_groups[i]["…"] = …',
+                fix='to use the code\'s: on_conflict="code"',
             )
         )
     return chosen
@@ -226,15 +247,7 @@ def _beside(live: Any, value: Any) -> Any:
 
 
 def _alike(a: dict[str, Any], b: dict[str, Any]) -> bool:
-    return a.keys() == b.keys() and all(_same(a[k], b[k]) for k in a)
-
-
-def _same(a: Any, b: Any) -> bool:
-    if not all(isinstance(v, Tensor | bool | int | float) for v in (a, b)):
-        return a is b or (not isinstance(a, Tensor) and not isinstance(b, Tensor) and bool(a == b))
-    if isinstance(a, Tensor) or isinstance(b, Tensor):
-        return bool(torch.as_tensor(a, device="cpu").equal(torch.as_tensor(b, device="cpu")))
-    return bool(a == b)
+    return a.keys() == b.keys() and all(same(a[k], b[k]) for k in a)
 
 
 def _other_device(names: list[str], group: Mapping[str, Any], plan: Plan, tensors: Fresh) -> bool:
@@ -332,6 +345,18 @@ def _other_class(part: str, saved: str, here: str) -> Finding:
         'it where the two are akin: allow=["class-changed"]',
         saved=saved,
         expected=here,
+    )
+
+
+def _rates_from_file(places: list[str]) -> Finding:
+    return grouped(
+        "settings-from-file",
+        "note",
+        "learning rates differ; those of the file are used",
+        places,
+        why="without a schedule nothing tells whether the code was changed, or the training "
+        "lowered them itself",
+        fix='to use the code\'s: on_conflict="code"',
     )
 
 

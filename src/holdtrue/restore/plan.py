@@ -61,14 +61,18 @@ class Choice(Struct, frozen=True):
     only: tuple[str, ...] = ()
     rename: Mapping[str, str] = field(default_factory=dict)
     allow: frozenset[str] = frozenset()
+    code_wins: bool = False  # where settings differ, those of the code are used
+    resume: bool = False  # the training goes on, random states and gradients included
 
 
-class Groups(Struct, frozen=True):
+class Groups(Struct):
     """How the groups of an optimizer here are made of the saved ones."""
 
     saved: int  # how many the file has
     sources: list[list[int]]  # of each group here, the saved groups its parameters come from
     settled: list[bool]  # of each group here, whether its learning rate comes from the file
+    here: list[dict[str, Any]] = field(default_factory=list)  # of each, what schedulers change
+    base_changed: bool = False  # schedules begin from other rates: the code's, which win
 
 
 class Plan(Struct, eq=False):
@@ -83,10 +87,13 @@ class Plan(Struct, eq=False):
     renamed: dict[str, str] = field(default_factory=dict)  # tensor key saved → key in the target
     skipped: set[str] = field(default_factory=set)  # target keys that stay as they are
     groups: dict[int, Groups] = field(default_factory=dict)  # by the id of the optimizer
+    moved: list[str] = field(default_factory=list)  # modules that are on another kind of device
     used: set[str] = field(default_factory=set)  # patterns of `only` and `rename` that fitted
 
     def found(self, finding: Finding) -> bool:
         """Record a finding; True when the caller allowed it."""
+        if self.choice.code_wins and finding.code == "loader-changed":
+            finding = replace(finding, severity="warning")
         allowed = finding.code in self.choice.allow and finding.severity == "error"
         self.findings.append(replace(finding, severity="note") if allowed else finding)
         return allowed

@@ -52,7 +52,7 @@ def plan_request(request: Request, *, dry: bool = False) -> Planned:
     parts = request.manifest.parts
     plan = plan_restore(parts, fresh, targets, choice, request.rng, dry=dry)
     saved, here = request.manifest.environment, environment()
-    plan.findings += compare_environments(saved, here, resume=request.rng)
+    plan.findings += compare_environments(saved, here, plan.moved, resume=request.rng)
     plan.findings += [_has_parts(*item) for item in request.source.items()]
     return Planned(plan=plan)
 

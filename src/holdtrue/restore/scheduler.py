@@ -6,6 +6,7 @@ torch's `load_state_dict` takes them by position, and would put one group's rate
 
 import inspect
 import types
+from collections.abc import Callable
 from typing import Any
 
 from msgspec.structs import replace
@@ -14,6 +15,7 @@ from torch.optim.lr_scheduler import LRScheduler
 
 from holdtrue.findings import Finding
 from holdtrue.records.revival import Revival
+from holdtrue.restore.conflicts import from_code, plan_replay
 from holdtrue.restore.plan import Plan, grouped
 
 _PER_GROUP = ("lrs", "_last_lr", "momentums", "lr_lambdas")  # how the names of such lists end
@@ -22,14 +24,28 @@ _PROGRESS = frozenset({"last_epoch", "optimizer"})
 _DERIVED = frozenset({"total_size", "step_ratio"})
 
 
-def fit_scheduler(where: str, revival: Revival, plan: Plan) -> Revival:
-    """The revival with its state in the order of the groups here; other objects' as they are."""
+Action = Callable[[], Callable[[], None]]
+
+
+def fit_scheduler(where: str, revival: Revival, plan: Plan) -> Revival | Action:
+    """The revival with its state in the order of the groups here; other objects' as they are.
+
+    Where the settings of the code win, an action that brings its own schedule to the saved step.
+    """
     live, state = revival.target, revival.state
     if not isinstance(live, LRScheduler) or revival.via != "state_dict":
         return revival
     groups = getattr(live, "optimizer", None) and live.optimizer.param_groups
     if not isinstance(state, dict) or not groups:
         return revival
+    settings, functions = _compare(where, state, live)
+    if plan.choice.code_wins:
+        replay = plan_replay(where, revival, settings, plan)
+        if settings:
+            plan.found(from_code(settings))
+        if replay is not None:
+            return replay
+        state = _with_settings(state, live)
     state = _arrange(where, state, live, _order(live, state, plan), plan)
     settings, functions = _compare(where, state, live)
     if settings:
@@ -122,6 +138,13 @@ def _compare(where: str, state: dict[str, Any], live: Any) -> tuple[list[str], l
     return settings, functions
 
 
+def _with_settings(state: dict[str, Any], live: Any) -> dict[str, Any]:
+    """The state of a schedule that goes by metrics, with the settings of the code."""
+    names = set(inspect.signature(type(live).__init__).parameters) - _PROGRESS
+    here = vars(live)
+    return {k: here[k] if k in names and k in here else v for k, v in state.items()}
+
+
 def _alike(saved: Any, here: Any) -> bool:
     plain = (bool, int, float, str, type(None), list, tuple, dict)
     if not isinstance(saved, plain) or not isinstance(here, plain):
@@ -184,7 +207,7 @@ def _settings(differing: list[str]) -> Finding:
         "settings of the scheduler differ; those of the file are used",
         differing,
         why="the code was changed since the save; a resume goes on as it was",
-        fix="to use the code's, set them again after restoring, or leave the scheduler out",
+        fix='to use the code\'s: on_conflict="code"',
     )
 
 

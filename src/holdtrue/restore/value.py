@@ -63,8 +63,18 @@ def _plan_revivals(decoding: Decoding, path: str, plan: Plan) -> None:
         where = revival.path or path
         if isinstance(revival.target, torch.optim.Optimizer):
             plan.found(_nested_optimizer(where, revival.target))
+        if revival.via == "state_dict":
+            _compare(where, revival, plan)
         fitted = fit_scheduler(where, revival, plan)
-        plan.actions.append(Action(where, _revive(fitted)))
+        do = _revive(fitted) if isinstance(fitted, Revival) else fitted
+        plan.actions.append(Action(where, do))
+
+
+def _compare(where: str, revival: Revival, plan: Plan) -> None:
+    """Objects of ours say themselves how the state differs from what they are."""
+    compare = getattr(type(revival.target), "__holdtrue_compare__", None)
+    for finding in compare(revival.target, where, revival.state) if compare else ():
+        plan.found(finding)
 
 
 def _nested_optimizer(where: str, optimizer: torch.optim.Optimizer) -> Finding:

@@ -3,7 +3,7 @@
 import logging
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from msgspec import Struct
 
@@ -54,9 +54,13 @@ def resume_first_whole(found: Iterable[tuple[int, Path]], restore: Restore) -> R
     return Resumed(None, None, frozenset(damaged), passed[0] if passed else None)
 
 
-def restore_parts(parts: Mapping[str, Any], allow: tuple[str, ...]) -> Restore:
+def restore_parts(
+    parts: Mapping[str, Any], allow: tuple[str, ...], on_conflict: Literal["file", "code"] = "file"
+) -> Restore:
     """A function that restores every part, and the random states, from a checkpoint."""
-    return lambda path: open_checkpoint(path).restore(rng=True, allow=allow, **parts)
+    return lambda path: open_checkpoint(path).restore(
+        rng=True, allow=allow, on_conflict=on_conflict, **parts
+    )
 
 
 def _half_there(path: Path) -> bool:

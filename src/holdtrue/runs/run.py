@@ -12,6 +12,7 @@ from types import TracebackType
 from typing import Any, Literal, Self
 
 from msgspec import UNSET, UnsetType
+from msgspec.structs import replace
 
 from holdtrue.checkpoint import Checkpoint
 from holdtrue.checkpoint import open as open_checkpoint
@@ -23,6 +24,14 @@ from holdtrue.formats.checkpoint_directory import read_manifest
 from holdtrue.formats.source import unreachable
 from holdtrue.records.manifest import Manifest, Ranking
 from holdtrue.runs.background import Background
+from holdtrue.runs.choosing import (
+    At,
+    candidates,
+    free_name,
+    later,
+    put_later_aside,
+    steps_given_up,
+)
 from holdtrue.runs.handle import Saving
 from holdtrue.runs.keep import Keep
 from holdtrue.runs.pruning import doomed, has_all_files, read_back, remove_steps
@@ -45,7 +54,8 @@ class Run:
 
     A save goes on behind the training. A save that comes while the one before is in progress waits
     for it, or is skipped with `busy="skip"`. With `verify="after"` each new checkpoint is read back
-    from the disk before older ones are removed.
+    from the disk before older ones are removed. `gradients=True` keeps the gradients too, for saves
+    in the middle of an accumulation.
     """
 
     def __init__(
@@ -57,6 +67,7 @@ class Run:
         probe: Any = None,
         busy: Literal["wait", "skip"] = "wait",
         verify: Literal["after"] | None = None,
+        gradients: bool = False,
         **parts: Any,
     ) -> None:
         if keep is not None and not isinstance(keep, Keep):
@@ -71,10 +82,12 @@ class Run:
         self.probe = probe  # inputs for `save`, see there
         self.busy = busy
         self.verify = verify
+        self._link = True  # files of the checkpoint before, where they did not change
+        self.gradients = gradients  # kept as well, for a save between `backward` and `step`
         self.report: Report | None = None  # of the last resume
         self._manifests: dict[int, Manifest] = {}
         self._damaged: frozenset[int] = frozenset()  # what the last resume passed over
-        self._link = True  # files of the checkpoint before, where they did not change
+        self._given_up: list[int] = []  # steps after the one that was resumed
         self._staging = Staging()
         self._behind = Background()
         self._saves = threading.RLock()  # several threads may save into one run
@@ -136,6 +149,7 @@ class Run:
         self.flush()
         self._become_writer(target)
         prepared = self._prepare(step, target, metrics)
+        self._leave_behind()
         saving = Saving(step, target, prepared.nbytes)
         earlier = self._earlier()
         if wait:
@@ -154,25 +168,48 @@ class Run:
         )
         return saving
 
-    def resume(self, *, allow: Iterable[str] = ()) -> int:
-        """Restore every part, and the random states, from the newest checkpoint that is whole.
+    def resume(
+        self,
+        at: At = "latest",
+        *,
+        on_conflict: Literal["file", "code"] = "file",
+        allow: str | Iterable[str] = (),
+    ) -> int:
+        """Restore every part, and the random states, and return the next step.
 
-        Returns the next step: 0 when there is nothing to resume from. A damaged checkpoint is
-        passed over, which is logged and in `.report`. Raises RestoreError when the parts do not
-        fit, OpenError when a checkpoint may not be read or needs a newer holdtrue, and DamageError
-        when no checkpoint is whole; nothing has been changed then. `allow` accepts differences by
-        their finding codes, as in `Checkpoint.restore`.
+        `at` says from where: the newest checkpoint, the best one by what `keep` says, or that of a
+        step. Returns 0 when there is no checkpoint yet. A damaged one is passed over for the next
+        newest, or next best, which is logged and in `.report`; a step that was named is not.
+
+        Where settings differ, learning rates, weight decay, a schedule, batch sizes, those of the
+        file are used, or with `on_conflict="code"` those of the code; the report says which.
+        `allow` accepts other differences by their finding codes, as in `Checkpoint.restore`.
+
+        Raises RestoreError when the parts do not fit, OpenError when there is no such step, or one
+        may not be read or needs a newer holdtrue, and DamageError when none that was asked for is
+        whole; nothing has been changed then. After going back, the next save renames the steps
+        after that one to abandoned-step-…
         """
         self._behind.wait()
-        restore = restore_parts(self.parts, tuple(allow))
+        found = steps(self.path)
+        manifests = self._read_manifests() if at == "best" else {}
+        asked = candidates(self.path, at, found, manifests, self.keep.ranking)
+        codes = (allow,) if isinstance(allow, str) else tuple(allow)
+        restore = restore_parts(self.parts, codes, on_conflict)
         self._damaged = frozenset()
-        resumed = resume_first_whole(reversed(steps(self.path).items()), restore)
+        resumed = resume_first_whole(asked, restore)
         self._damaged = resumed.damaged
         for step in resumed.damaged:
             self._manifests.pop(step, None)
         if resumed.error is not None:
             raise resumed.error
         self.report = resumed.report
+        # Those that were passed over as damaged are put aside as that, by a save of the same step.
+        self._given_up = [s for s in later(found, resumed.step) if s not in resumed.damaged]
+        if self._given_up and self.report is not None and resumed.step is not None:
+            said = steps_given_up(self.path, resumed.step, self._given_up)
+            _log.warning("%s: %s", self.path, said.what)
+            self.report = replace(self.report, findings=(said, *self.report.findings))
         return resumed.step or 0
 
     def latest(self) -> Checkpoint | None:
@@ -227,15 +264,36 @@ class Run:
         # Also when the run is dropped without `close`, as in a notebook's next cell.
         self._release = weakref.finalize(self, give_back, self.path)
 
+    def _leave_behind(self) -> None:
+        """The training that this run was resumed away from ends before this one's first save.
+
+        Before and not after: killed in between, the next resume must not take the other's latest.
+        """
+        if self._given_up:
+            put_later_aside(self.path, self._given_up, steps(self.path))
+            for step in self._given_up:
+                self._manifests.pop(step, None)
+            self._given_up = []
+
     def _prepare(self, step: int, target: Path, metrics: Mapping[str, Any] | None) -> Prepared:
         aside = None
         if os.path.lexists(target):
-            if step not in self._damaged:
+            if step not in self._damaged and step not in self._given_up:
                 raise fail(SaveError, str(target), already_exists(target, _SAVED_ONCE))
-            aside = _free_name(target)
-            _log.warning("step %d was damaged; what is there becomes %s", step, aside)
+            if step in self._damaged:
+                aside = free_name(target, "damaged")
+                _log.warning("step %d was damaged; what is there becomes %s", step, aside)
+            else:
+                aside = free_name(target, "abandoned")  # it is gone by then
         return prepare(
-            target, self.parts, step, metrics, self.keep.ranking, aside=aside, probe=self.probe
+            target,
+            self.parts,
+            step,
+            metrics,
+            self.keep.ranking,
+            aside=aside,
+            probe=self.probe,
+            gradients=self.gradients,
         )
 
     def _write(
@@ -302,12 +360,6 @@ class Run:
             return
         for step in remove_steps(self.keep, going, found):
             self._manifests.pop(step, None)
-
-
-def _free_name(target: Path) -> Path:
-    """Beside the target: damaged-step-000000003, and -2, -3, … where that is taken."""
-    names = (f"damaged-{target.name}{n}" for n in ("", *(f"-{i}" for i in range(2, 10**6))))
-    return next(p for name in names if not os.path.lexists(p := target.parent / name))
 
 
 def _no_rules(keep: Any) -> Finding:
