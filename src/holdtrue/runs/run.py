@@ -24,6 +24,8 @@ from holdtrue.records.manifest import Manifest, Ranking
 from holdtrue.runs.background import Background
 from holdtrue.runs.handle import Saving
 from holdtrue.runs.keep import Keep, to_remove
+from holdtrue.runs.overlap import Deferred, StepGate
+from holdtrue.runs.preemption import Preemption
 from holdtrue.runs.resuming import restore_parts, resume_first_whole
 from holdtrue.saving import Prepared, Saved, prepare, whole_step, write
 from holdtrue.storage.commit import clear_leftovers, remove
@@ -41,7 +43,10 @@ class Run:
     the first save; what a killed save left behind is cleared away here.
 
     A save goes on behind the training. A save that comes while the one before is in progress waits
-    for it, or is skipped with `busy="skip"`.
+    for it, or is skipped with `busy="skip"`. With `overlap=True` the copy of parameters and
+    optimizer state goes on beside the next forward and backward pass; each `optimizer.step()` waits
+    for it. With `preemption=True`, SIGTERM and SIGUSR1 let the step in progress end; then the state
+    is saved and the process exits, see `stop_if_asked`.
     """
 
     def __init__(
@@ -52,6 +57,8 @@ class Run:
         keep: Keep | None = None,
         probe: Any = None,
         busy: Literal["wait", "skip"] = "wait",
+        overlap: bool = False,
+        preemption: bool = False,
         **parts: Any,
     ) -> None:
         if keep is not None and not isinstance(keep, Keep):
@@ -75,6 +82,8 @@ class Run:
             raise unreachable(str(self.path), error) from None
         for name in cleared:
             _log.info("cleared away %s, left by a save that was killed", name)
+        self._gate = StepGate(parts) if overlap else None
+        self._preemption = Preemption() if preemption else None
 
     def __repr__(self) -> str:
         return f"<run {self.path}: {len(steps(self.path))} checkpoints>"
@@ -92,6 +101,7 @@ class Run:
             self.close()
         else:  # a save that failed was logged when it did; what ended the block says more
             self._behind.wait()
+            self._let_go()
 
     def steps(self) -> list[int]:
         """The steps of the published checkpoints, oldest first. Waits for a save in progress."""
@@ -113,6 +123,8 @@ class Run:
         """
         step = whole_step(str(self.path), step)
         target = self.path / step_name(step)
+        if self.stop_asked:
+            self.stop_if_asked(step, metrics)
         if self.busy == "skip" and self._behind.busy:
             _log.warning("step %d is not saved: the save before is still in progress", step)
             return Saving(step, target, skipped=True)
@@ -134,14 +146,46 @@ class Run:
             saving.end(saved)
             return saving
         places = self._staging.reserve(prepared.files)
-        copy_in(prepared.files, prepared.sources, places)
+        deferred = None
+        if self._gate is None:
+            copy_in(prepared.files, prepared.sources, places)
+        else:
+            given = (prepared.files, prepared.sources, places)
+            deferred = Deferred(*given, self._gate.optimizers)
+            deferred.copy_the_rest()
+            self._gate.shut()
         saving.staging = self._staging.nbytes
         saving.stall = time.perf_counter() - began
         copies = {key: Staged(place) for key, place in places.items()}
         self._behind.start(
-            f"holdtrue-save-{step}", lambda: self._write(saving, prepared, copies, earlier)
+            f"holdtrue-save-{step}",
+            lambda: self._write(saving, prepared, copies, earlier, deferred),
         )
         return saving
+
+    @property
+    def stop_asked(self) -> bool:
+        """True when a signal has asked the training to stop (`preemption=True`)."""
+        return self._preemption is not None and self._preemption.asked is not None
+
+    def stop_if_asked(self, step: int, metrics: Mapping[str, Any] | None = None) -> None:
+        """Call it after every step: where a signal has asked for it, saves and exits.
+
+        The exit code is 128 and the number of the signal: 143 for SIGTERM, 138 for SIGUSR1. `save`
+        does the same. A second signal does at once what it would have done without a Run.
+        """
+        if self._preemption is None or self._preemption.asked is None:
+            return
+        step = whole_step(str(self.path), step)
+        with self._saves:
+            self.flush()
+            target = self.path / step_name(step)
+            if step in self._damaged or not os.path.lexists(target):
+                self._save(step, target, metrics, wait=True)
+        _log.warning("stopped by signal %d; step %d is saved", self._preemption.asked, step)
+        code = self._preemption.exit_code
+        self.close()
+        raise SystemExit(code)
 
     def resume(self, *, allow: Iterable[str] = ()) -> int:
         """Restore every part, and the random states, from the newest checkpoint that is whole.
@@ -190,17 +234,47 @@ class Run:
         )
         return open_checkpoint(self.path / step_name(order[0])) if order else None
 
+    def latest_state(self, part: str = "model") -> Any:
+        """A part's state from the newest checkpoint on disk; None when there is none yet.
+
+        The tensors are new ones: training on never changes them. See `Checkpoint.__getitem__`.
+        """
+        found = self.latest()
+        return None if found is None else found[part]
+
+    def best_state(
+        self,
+        part: str = "model",
+        by: str | None = None,
+        mode: Literal["min", "max"] | UnsetType = UNSET,
+    ) -> Any:
+        """A part's state from the best checkpoint on disk, as `best` finds it; else None.
+
+        The tensors are new ones: training on never changes them.
+        """
+        found = self.best(by, mode)
+        return None if found is None else found[part]
+
     def flush(self) -> None:
         """Returns when the last save is durable. Raises what it failed with, once."""
         self._behind.wait()
         self._behind.raise_error()
 
     def close(self) -> None:
-        """End the run: `flush`, and give the memory for copies back."""
+        """End the run: `flush`, and give back the memory for copies, hooks and signals."""
         try:
             self.flush()
         finally:
             self._staging = Staging()
+            self._let_go()
+
+    def _let_go(self) -> None:
+        """Nothing of the process outside is held any more."""
+        if self._gate is not None:
+            self._gate.remove()
+            self._gate = None
+        if self._preemption is not None:
+            self._preemption.end()
 
     def _prepare(self, step: int, target: Path, metrics: Mapping[str, Any] | None) -> Prepared:
         aside = None
@@ -219,9 +293,15 @@ class Run:
         prepared: Prepared,
         copies: Mapping[str, Staged],
         earlier: Earlier | None,
+        deferred: Deferred | None,
     ) -> None:
-        """Behind the training: write, publish, prune."""
+        """Behind the training: copy what was left to copy, write, publish, prune."""
+        gate = self._gate
         try:
+            if deferred is not None:
+                deferred.copy(str(prepared.target))
+                if gate is not None:
+                    gate.open()
             saved = write(
                 prepared, copies, earlier=earlier, stall=saving.stall, staging=saving.staging
             )
@@ -230,6 +310,9 @@ class Run:
             _log.error("step %d was not saved: %s", saving.step, error)
             saving.end(None, error)
             raise
+        finally:
+            if gate is not None:
+                gate.open()
         saving.end(saved)
 
     def _published(self, step: int, saved: Saved) -> None:
