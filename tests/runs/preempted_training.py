@@ -1,10 +1,6 @@
-"""A training that is asked to stop. Arguments: the run, a file to say where it is, loader workers.
-
-Each step lasts long enough for a signal to come in the middle of it.
-"""
+"""A training that is asked to stop."""
 
 import random
-import sys
 import time
 from pathlib import Path
 
@@ -17,7 +13,8 @@ import holdtrue
 STEPS = 12
 
 
-def main(place: str, diary: str, workers: int) -> None:
+def train(place: str, diary: str, workers: int, pause: float) -> None:
+    """Says in `diary` which step begins, and makes it last: a signal is to come in its middle."""
     random.seed(0)
     np.random.seed(0)
     torch.manual_seed(0)
@@ -31,15 +28,10 @@ def main(place: str, diary: str, workers: int) -> None:
         batch = next(batches)[0] if batches else data.tensors[0][step : step + 1]
         with Path(diary).open("a") as file:
             file.write(f"{step}\n")
-        if not sys.argv[4:]:
-            time.sleep(0.15)
+        time.sleep(pause)
         optimizer.zero_grad()
         model(batch).square().mean().backward()
         optimizer.step()
         run.stop_if_asked(step + 1)
     run.save(STEPS)
     run.close()
-
-
-if __name__ == "__main__":
-    main(sys.argv[1], sys.argv[2], int(sys.argv[3]))

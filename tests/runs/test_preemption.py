@@ -1,45 +1,53 @@
 """Real processes, real signals: the step ends, the state is saved, the exit code says why."""
 
 import logging
+import multiprocessing
 import os
 import signal
-import subprocess
-import sys
 import threading
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from preempted_training import train
 
 import holdtrue
 
 pytestmark = pytest.mark.skipif(not hasattr(signal, "SIGUSR1"), reason="signals of POSIX")
-PROGRAM = str(Path(__file__).parent / "preempted_training.py")
+_FORKED = multiprocessing.get_context("fork")  # a fresh interpreter would import torch for seconds
 
 
-def start(tmp_path: Path, name: str = "run", workers: int = 0) -> "subprocess.Popen[str]":
-    arguments = [str(tmp_path / name), str(tmp_path / f"{name}.diary"), str(workers)]
-    return subprocess.Popen(
-        [sys.executable, PROGRAM, *arguments], stderr=subprocess.PIPE, text=True
-    )
+def start(tmp_path: Path, workers: int = 0, pause: float = 0.15) -> Any:
+    given = (str(tmp_path / "run"), str(tmp_path / "run.diary"), workers, pause)
+    process = _FORKED.Process(target=train, args=given)
+    process.start()
+    return process
 
 
-def finish(tmp_path: Path, name: str) -> None:
-    arguments = [str(tmp_path / name), str(tmp_path / f"{name}.diary"), "0", "fast"]
-    subprocess.run([sys.executable, PROGRAM, *arguments], check=True)
+def finish(tmp_path: Path) -> None:
+    process = start(tmp_path, pause=0)
+    process.join(60)
+    assert process.exitcode == 0
 
 
-def wait_for_step(process: "subprocess.Popen[str]", diary: Path, step: int) -> None:
+def wait_for_step(process: Any, diary: Path, step: int) -> None:
     while not diary.exists() or len(diary.read_text().splitlines()) <= step:
-        assert process.poll() is None, process.communicate()
+        assert process.exitcode is None
         time.sleep(0.005)
+
+
+def ended(process: Any) -> int:
+    process.join(60)
+    code: int = process.exitcode
+    return code
 
 
 @pytest.fixture(scope="module")
 def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("undisturbed")
-    finish(folder, "run")
+    finish(folder)
     return folder / "run"
 
 
@@ -51,13 +59,12 @@ def test_saves_exits_and_resumes_bit_equal(
 ) -> None:
     process = start(tmp_path)
     wait_for_step(process, tmp_path / "run.diary", 3)
-    process.send_signal(getattr(signal, number))
-    _, errors = process.communicate(timeout=60)
-    assert process.returncode == code, errors
+    os.kill(process.pid, getattr(signal, number))
+    assert ended(process) == code
     begun = [int(line) for line in (tmp_path / "run.diary").read_text().split()]
     saved = holdtrue.open(tmp_path / "run").step
     assert saved == begun[-1] + 1  # the step in progress was ended, and none begun after it
-    finish(tmp_path, "run")
+    finish(tmp_path)
     again = [int(line) for line in (tmp_path / "run.diary").read_text().split()]
     assert again == list(range(12))  # no step twice, none left out
     assert holdtrue.diff(undisturbed, tmp_path / "run").equal
@@ -66,11 +73,10 @@ def test_saves_exits_and_resumes_bit_equal(
 def test_a_second_signal_is_obeyed_at_once(tmp_path: Path) -> None:
     process = start(tmp_path)
     wait_for_step(process, tmp_path / "run.diary", 2)
-    process.send_signal(signal.SIGUSR1)
-    process.send_signal(signal.SIGTERM)
-    process.communicate(timeout=60)
+    os.kill(process.pid, signal.SIGUSR1)
+    os.kill(process.pid, signal.SIGTERM)
     # Either order of delivery: the later one acted as it would have without a Run.
-    assert process.returncode in (-signal.SIGTERM, -signal.SIGUSR1)
+    assert ended(process) in (-signal.SIGTERM, -signal.SIGUSR1)
     if (tmp_path / "run").exists():
         assert holdtrue.Run(tmp_path / "run").steps() == []
 
@@ -78,10 +84,10 @@ def test_a_second_signal_is_obeyed_at_once(tmp_path: Path) -> None:
 def test_the_end_of_the_grace_period_leaves_a_whole_run(tmp_path: Path, undisturbed: Path) -> None:
     process = start(tmp_path)
     wait_for_step(process, tmp_path / "run.diary", 2)
-    process.send_signal(signal.SIGTERM)
+    os.kill(process.pid, signal.SIGTERM)
     process.kill()  # no grace at all
-    process.communicate(timeout=60)
-    finish(tmp_path, "run")
+    ended(process)
+    finish(tmp_path)
     assert holdtrue.diff(undisturbed, tmp_path / "run").equal
 
 
@@ -93,9 +99,8 @@ def test_workers_of_a_loader_do_not_mind_the_warning(tmp_path: Path) -> None:
     for pid in pids:
         os.kill(pid, signal.SIGUSR1)
     time.sleep(0.05)
-    process.send_signal(signal.SIGUSR1)
-    _, errors = process.communicate(timeout=60)
-    assert process.returncode == 138, errors
+    os.kill(process.pid, signal.SIGUSR1)
+    assert ended(process) == 138
     assert holdtrue.verify(tmp_path / "run").ok
 
 
