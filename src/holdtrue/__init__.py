@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from holdtrue.errors import DamageError, HoldtrueError, OpenError, RestoreError, SaveError
     from holdtrue.findings import Finding, Report
     from holdtrue.runs.keep import Keep
+    from holdtrue.runs.proving import prove_resume
     from holdtrue.runs.run import Run
     from holdtrue.saving import Saved, save
 
@@ -36,6 +37,7 @@ __all__ = [
     "diagnose",
     "diff",
     "open",
+    "prove_resume",
     "salvage",
     "save",
     "verify",
@@ -61,6 +63,7 @@ _HOMES = {
     "Finding": "findings",
     "Report": "findings",
     "Keep": "runs.keep",
+    "prove_resume": "runs.proving",
     "Run": "runs.run",
     "Saved": "saving",
     "save": "saving",

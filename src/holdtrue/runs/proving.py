@@ -1,0 +1,249 @@
+"""prove_resume: is everything that the training depends on in a checkpoint?
+
+Steps are run on, and run again from a checkpoint. What differs is put down to a state by
+experiment: all outside the parts is put back as it was at the save, but for one state at a time.
+"""
+
+import os
+import shutil
+import sys
+import tempfile
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from holdtrue.checkpoint import open as open_checkpoint
+from holdtrue.errors import RestoreError
+from holdtrue.findings import Finding, Report, report
+from holdtrue.runs.determinism import SOURCES
+from holdtrue.runs.fresh_process import (
+    ALLOWED,
+    IN_PROGRESS,
+    Job,
+    NotPossibleError,
+    find_code,
+    run_fresh,
+)
+from holdtrue.runs.held_state import shown
+from holdtrue.runs.outside import GRADIENTS, Outside, Unit, look_outside
+from holdtrue.runs.proof_findings import differs, not_captured, not_deterministic
+from holdtrue.runs.run import Run
+from holdtrue.runs.traces import Deviation, deviation, record, step_caller
+from holdtrue.saving import save
+
+_MOST_SUSPECTS = 32  # states that are tried one by one
+_ALONE = "With all else put back and this not, the steps differ; with this too, they are equal"
+Prepare = Callable[[], list[Unit]]  # makes the state that a restore left; what it could not
+
+
+def prove_resume(
+    run: Run,
+    train_step: Callable[..., Any],
+    steps: int = 3,
+    *,
+    factory: str | Callable[[], Any] | None = None,
+    after_resume: Callable[[], Any] | None = None,
+) -> Report:
+    """Whether a resumed training is the same, bit for bit, as one that was never stopped.
+
+    Trains `steps` steps, saves, trains `steps` more; restores and trains those again: in this
+    process, and in a fresh one where the code allows it. Compares after each step what `train_step`
+    returned, every part and the random states. The report names the first difference, and the
+    state that no part has. Everything is then put back as it was; the run's directory is not
+    touched.
+
+    `train_step` takes the step's number, or nothing. `factory`, "module:function" or a function,
+    returns (parts, train_step) for the fresh process. `after_resume` is called after each restore
+    here: for what a script does between `run.resume()` and its first step.
+    """
+    if os.environ.get(IN_PROGRESS):
+        raise RuntimeError("prove_resume is called when its module is imported: guard it with main")
+    if not isinstance(steps, int) or steps < 1:
+        raise ValueError(f"prove_resume(steps={steps!r}): give a whole number from 1")
+    call = step_caller(train_step)
+    done = max(run.steps(), default=0)
+    scratch = Path(tempfile.mkdtemp(prefix="holdtrue-proof-"))
+    proof = _Proof(run.parts, train_step, call, done, steps, scratch, after_resume)
+    try:
+        findings, left = proof.carry_out(factory)
+    finally:
+        proof.put_back()
+        shutil.rmtree(scratch, ignore_errors=True)
+    return report(str(run.path), findings, [*left, *proof.not_put_back()])
+
+
+class _Proof:
+    def __init__(
+        self,
+        parts: Mapping[str, Any],
+        train_step: Callable[..., Any],
+        call: Callable[[int], Any],
+        done: int,
+        steps: int,
+        scratch: Path,
+        after_resume: Callable[[], Any] | None,
+    ) -> None:
+        self.parts, self.train_step, self.call = parts, train_step, call
+        self.scratch, self.after_resume = scratch, after_resume
+        self.warm_up = range(done, done + steps)
+        self.numbers = range(done + steps, done + 2 * steps)
+        self.saved, self.reference = scratch / "saved", scratch / "reference"
+        save(scratch / "before", **parts)
+        self.at_start = look_outside(train_step, parts)
+        self.at_save: Outside = self.at_start
+        self._stuck: list[Unit] = []
+
+    def carry_out(self, factory: Any) -> tuple[list[Finding], list[str]]:
+        for number in self.warm_up:
+            self.call(number)
+        save(self.saved, **self.parts)
+        self.at_save = look_outside(self.train_step, self.parts)
+        record(self.reference, self.parts, self.call, self.numbers)
+        left = [] if self.at_save.complete else ["state beyond the first 20,000 objects in reach"]
+        try:
+            findings = self._in_this_process()
+        except RestoreError as error:
+            return list(error.report.findings), [*left, "the steps: a restore is refused"]
+        if findings:
+            return findings, [*left, "a fresh process: the steps differ in this one already"]
+        found, more = self._in_a_fresh_process(factory)
+        return found, [*left, *more]
+
+    def _in_this_process(self) -> list[Finding]:
+        as_left = self._again(list)
+        as_begun = self._again(self._begin_anew)
+        if as_left is None and as_begun is None:
+            return []
+        control = self._again(self.at_save.put_back)
+        if control is not None:
+            return self._unexplained(control)
+        findings: dict[str, Finding] = {}
+        for found, prepare in ((as_left, list), (as_begun, self._begin_anew)):
+            if found is not None:
+                self._name_states(found, prepare, findings)
+        return list(findings.values())
+
+    def _name_states(
+        self, found: Deviation, prepare: Prepare, findings: dict[str, Finding]
+    ) -> None:
+        """Which of the states, left as a resume leaves it, makes the steps differ."""
+        self._restore(prepare)
+        groups: dict[str, list[Unit]] = {}
+        for unit in self.at_save.changed():
+            groups.setdefault(unit.group, []).append(unit)
+        blamed = False
+        for group in list(groups)[:_MOST_SUSPECTS]:
+            if group in findings:
+                blamed = True
+                continue
+            alone = self._again(lambda group=group: self._all_but(group, prepare))  # type: ignore[misc]
+            if alone is not None:
+                findings[group] = not_captured(groups[group], alone, _ALONE)
+                blamed = True
+        if not blamed:
+            names = ", ".join(list(groups)[:5]) or "nothing in reach"
+            finding = differs(found, f"changed since the save: {names}", _KEEP)
+            findings[finding.where] = finding
+
+    def _unexplained(self, control: Deviation) -> list[Finding]:
+        """Putting all back does not help: it is out of reach, or no state at all."""
+        stuck = {unit.group: unit for unit in self._stuck}
+        if self._repeats(nullcontext()):
+            if stuck:
+                return [not_captured([u], control, _STUCK, "likely") for u in stuck.values()]
+            why = (
+                "all state in reach was put back, and it still went another way, the same each time"
+            )
+            return [differs(control, why, _KEEP)]
+        scope = getattr(getattr(self.train_step, "__func__", self.train_step), "__globals__", {})
+        for source, (still, fix) in SOURCES.items():
+            if self._repeats(still(scope)):
+                return [not_deterministic(control, source, fix)]
+        if stuck:
+            return [not_captured([u], control, _STUCK, "likely") for u in stuck.values()]
+        return [not_deterministic(control, "", "make the step repeatable, then prove it again")]
+
+    def _in_a_fresh_process(self, factory: Any) -> tuple[list[Finding], list[str]]:
+        try:
+            job = Job(
+                **find_code(self.train_step, self.parts, factory),
+                saved=str(self.saved),
+                folder=str(self.scratch / "fresh"),
+                first=self.numbers.start,
+                last=self.numbers.stop,
+                arguments=tuple(sys.argv),
+            )
+            outcome = run_fresh(job, self.scratch)
+        except NotPossibleError as error:
+            return [], [f"a fresh process: {error}"]
+        if outcome.refused is not None:
+            return list(outcome.refused.findings), ["the steps in a fresh process"]
+        found = deviation(self.reference, Path(job.folder), self.numbers)
+        if found is None:
+            return [], []
+        self.at_save.put_back()
+        states = {
+            held.path + held.name(key): Unit(held, key, value, outcome.outside[path])
+            for held, taken in self.at_save.states
+            for key, value in taken.items()
+            for path in (held.path + held.name(key),)
+            if path in outcome.outside and outcome.outside[path] != shown(value)
+        }
+        if states:
+            return [not_captured([u], found, _ELSEWHERE, "likely") for u in states.values()], []
+        why = "in this process the steps repeat, in a fresh one they do not"
+        return [differs(found, why, _ORDER)], []
+
+    # -- experiments ----------------------------------------------------------------------------
+
+    def _again(self, prepare: Prepare) -> Deviation | None:
+        """The same steps from the checkpoint; how they differ from the first time."""
+        self._restore(prepare)
+        record(self.scratch / "again", self.parts, self.call, self.numbers)
+        return deviation(self.reference, self.scratch / "again", self.numbers)
+
+    def _repeats(self, still: AbstractContextManager[None]) -> bool:
+        """Whether the steps, run twice from one state, are the same twice."""
+        with still:
+            for name in ("once", "twice"):
+                self._restore(self.at_save.put_back)
+                record(self.scratch / name, self.parts, self.call, self.numbers)
+        return deviation(self.scratch / "once", self.scratch / "twice", self.numbers) is None
+
+    def _restore(self, prepare: Prepare) -> None:
+        open_checkpoint(self.saved).restore(rng=True, allow=ALLOWED, **self.parts)
+        for part in self.parts.values():
+            if isinstance(part, torch.nn.Module):
+                part.zero_grad(set_to_none=True)  # a new process has no gradients
+        self._stuck = prepare()
+        if self.after_resume is not None:
+            self.after_resume()
+
+    def _begin_anew(self) -> list[Unit]:
+        return self.at_start.put_back(lambda unit: unit.group != GRADIENTS)
+
+    def _all_but(self, group: str, prepare: Prepare) -> list[Unit]:
+        prepare()
+        return self.at_save.put_back(lambda unit: unit.group != group)
+
+    def put_back(self) -> None:
+        """Everything as it was before."""
+        before = open_checkpoint(self.scratch / "before")
+        before.restore(rng=True, allow=ALLOWED, **self.parts)
+        self._stuck = self.at_start.put_back()
+
+    def not_put_back(self) -> list[str]:
+        """What has moved on for good, in words."""
+        return [f"{unit.path} could not be put back as it was" for unit in self._stuck[:5]]
+
+
+_KEEP = "keep what the training changes in a part of the run"
+_ORDER = (
+    "look for what differs from process to process: the order of a set, hash(), the time, files; "
+    "PYTHONHASHSEED=0 makes the order of sets the same"
+)
+_STUCK = "It moved while training, and nothing can put it back to try whether it is the cause"
+_ELSEWHERE = "A fresh process has another value there after the restore"
