@@ -140,7 +140,7 @@ def generator_position(kept: bool) -> Made:
 
 def loader_position(kept: bool) -> Made:
     data = TensorDataset(torch.arange(1000.0) / 1000)
-    batches = iter(DataLoader(data, batch_size=1))
+    batches = iter(DataLoader(data, batch_size=1, shuffle=True))
     return training(lambda step: data.tensors[0][step].item() if kept else next(batches)[0].item())
 
 

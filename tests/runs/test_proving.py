@@ -6,6 +6,7 @@ from typing import Any
 
 import forgetful
 import pytest
+import torch
 
 import holdtrue
 
@@ -43,6 +44,7 @@ LIKELY = {
     forgetful.opaque_position,
     forgetful.generator_position,
     forgetful.loader_position,
+    forgetful.cached_function,
 }
 Make = Callable[[bool], forgetful.Made]
 
@@ -80,3 +82,75 @@ def test_its_twin_is_whole(make: Make, tmp_path: Path, figure: Any) -> None:
     assert report.findings == ()
     assert any("fresh process" in line for line in report.not_checked)  # no name to find it by
     figure("healthy trainings")
+
+
+def test_everything_is_put_back(tmp_path: Path) -> None:
+    parts, train_step = forgetful.numpy_generator(False)
+    train_step(0)
+    model, own = parts["model"], train_step.__closure__
+    holdtrue.save(tmp_path / "before", **parts)
+    gradients = [p.grad.clone() for p in model.parameters()]
+    states = [cell.cell_contents for cell in own if hasattr(cell.cell_contents, "__closure__")]
+    generator = states[0].__closure__[0].cell_contents
+    drawn = generator.bit_generator.state
+    run = holdtrue.Run(tmp_path / "run", **parts)
+    assert not holdtrue.prove_resume(run, train_step).ok
+    holdtrue.save(tmp_path / "after", **parts)
+    assert holdtrue.diff(tmp_path / "before", tmp_path / "after").equal
+    assert all(torch.equal(p.grad, g) for p, g in zip(model.parameters(), gradients, strict=True))
+    assert generator.bit_generator.state == drawn
+    assert not run.path.exists()
+
+
+def test_the_first_tensor_that_differs_is_named(tmp_path: Path) -> None:
+    model, own = torch.nn.Linear(2, 1), torch.Generator()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+
+    def train_step() -> None:
+        optimizer.zero_grad()
+        model(torch.rand(4, 2, generator=own)).sum().backward()
+        optimizer.step()
+
+    (finding,) = prove(tmp_path, ({"model": model, "optimizer": optimizer}, train_step)).findings
+    assert "after step 4 model/weight is" in finding.why
+    assert "largest difference" in finding.why
+
+
+def test_a_step_that_fails_leaves_all_as_it_was(tmp_path: Path) -> None:
+    parts, train_step = forgetful.closure_cell(True)
+    before = parts["model"].weight.clone()
+
+    def failing(step: int) -> float:
+        if step == 2:
+            raise ZeroDivisionError
+        value: float = train_step(step)
+        return value
+
+    with pytest.raises(ZeroDivisionError):
+        prove(tmp_path, (parts, failing))
+    assert torch.equal(parts["model"].weight, before)
+
+
+def test_an_iterator_that_is_made_after_each_resume(tmp_path: Path) -> None:
+    values = [i / 10 for i in range(100)]
+    state = {"at": 0}
+    places = iter(values)
+
+    def begin() -> None:
+        nonlocal places
+        places = iter(values[state["at"] :])
+
+    def factor(step: int) -> float:
+        state["at"] += 1
+        return next(places)
+
+    made = forgetful.training(factor, state=state)
+    assert prove(tmp_path, made, after_resume=begin).findings == ()
+
+
+def test_two_arguments_are_refused(tmp_path: Path) -> None:
+    run = holdtrue.Run(tmp_path / "run", model=torch.nn.Linear(1, 1))
+    with pytest.raises(ValueError, match="step's number or nothing"):
+        holdtrue.prove_resume(run, lambda a, b: None)
+    with pytest.raises(ValueError, match="from 1"):
+        holdtrue.prove_resume(run, lambda: None, 0)

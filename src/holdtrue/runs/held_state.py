@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy as np
 import torch
+import xxhash
 from msgspec import Struct
 from torch import Tensor
 
@@ -24,7 +25,6 @@ from holdtrue.capture.raw import raw_bytes
 
 MISSING = type("MISSING", (), {"__repr__": lambda self: "(nothing)"})()
 _PLAIN = (type(None), bool, int, str, bytes, complex, torch.dtype, torch.device, torch.Size, range)
-_CONTAINERS = (dict, list, set, deque, bytearray)
 # Positions in these can be set; all other iterators only move on.
 _SETTABLE: tuple[type[Any], ...] = (
     type(iter([])),
@@ -32,6 +32,7 @@ _SETTABLE: tuple[type[Any], ...] = (
     type(iter(range(0))),
     type(iter(range(2**65))),
 )
+ENVIRONMENT = "os.environ"
 Take = Callable[[], dict[str, Any]]
 Put = Callable[[str, Any], None]
 
@@ -153,11 +154,11 @@ def _position(value: Any) -> Any:
 
 
 def _frame_of(value: Any) -> Any:
-    frame = value.gi_frame
-    if frame is None:
+    if value.gi_frame is None:
         return "ended"
-    plain = {k: v for k, v in frame.f_locals.items() if isinstance(v, int | str | float)}
-    return (frame.f_lasti, plain)
+    plain = {k: v for k, v in value.gi_frame.f_locals.items() if isinstance(v, int | str | float)}
+    # Where it stands may also be on the stack of its frame, which nobody sees: it may have moved.
+    return (value.gi_frame.f_lasti, plain, object())
 
 
 def _reduced(value: Any) -> Any:
@@ -194,18 +195,23 @@ def same(a: Any, b: Any) -> bool:
 
 
 def shown(value: Any) -> str:
-    """A state as a short text."""
-    if isinstance(value, Tensor | np.ndarray):
-        size = int(value.numel() if isinstance(value, Tensor) else value.size)
-        return repr(value.item()) if size == 1 else f"{list(value.shape)} {value.reshape(-1)[:3]}…"
+    """A state as a short text; what is too long for that by its size and a digest."""
     if isinstance(value, float) or type(value) in _PLAIN:
         return reprlib.repr(value)
-    if isinstance(value, tuple) and len(value) <= 4:
+    if isinstance(value, Tensor | np.ndarray):
+        size = int(value.numel() if isinstance(value, Tensor) else value.size)
+        if size == 1:
+            return repr(value.item())
+        raw = raw_bytes(value) if isinstance(value, Tensor) else value.tobytes()
+        return f"{list(value.shape)}, digest {xxhash.xxh3_64_hexdigest(raw)[:8]}"
+    if isinstance(value, tuple | list | deque) and len(value) <= 4:
         return "(" + ", ".join(map(shown, value)) + ")"
-    if isinstance(value, tuple | dict):
-        return f"{len(value)} values"
-    if isinstance(value, _CONTAINERS):
-        return f"a {type(value).__name__} of {len(value)}"
+    if type(value) is dict and len(value) <= 4:
+        return "{" + ", ".join(f"{k}: {shown(v)}" for k, v in value.items()) + "}"
+    if isinstance(value, tuple | dict | list | deque):
+        inner = value.values() if isinstance(value, dict) else value
+        text = "".join(map(shown, inner)).encode("utf-8", "replace")
+        return f"{len(value)} values, digest {xxhash.xxh3_64_hexdigest(text)[:8]}"
     return repr(value) if value is MISSING else f"a {type(value).__name__}"
 
 
@@ -218,7 +224,7 @@ def process_settings() -> Iterator[Held]:
         else:
             os.environ[key] = value
 
-    yield named("os.environ", None, lambda: dict(os.environ), put_variable, "['{}']")
+    yield named(ENVIRONMENT, None, lambda: dict(os.environ), put_variable, "['{}']")
     switches: Mapping[str, tuple[Callable[[], Any], Callable[[Any], Any]]] = {
         "default_dtype": (torch.get_default_dtype, torch.set_default_dtype),
         "num_threads": (torch.get_num_threads, torch.set_num_threads),

@@ -331,7 +331,11 @@ def _items(value: Any) -> Iterator[tuple[str, Any]]:
         yield from ((f"[{key!r}]"[:60], item) for key, item in tuple(value.items()))
     elif isinstance(value, list | tuple | deque):
         yield from ((f"[{i}]", item) for i, item in enumerate(tuple(value)))
-    elif is_opaque_iterator(value) and not isinstance(value, types.GeneratorType):
+    elif isinstance(value, types.GeneratorType):
+        frame = value.gi_frame
+        if frame is not None:  # what it draws from may well let itself be put back
+            yield from ((f".gi_frame.f_locals['{k}']", v) for k, v in frame.f_locals.items())
+    elif is_opaque_iterator(value):
         held = single(value, "", "")
         state = held.take()[""] if held is not None else ()
         if isinstance(state, tuple) and state and isinstance(state[0], tuple):

@@ -60,7 +60,8 @@ def not_captured(
     units: Sequence[Unit], deviation: Deviation, proof: str, confidence: Confidence = "certain"
 ) -> Finding:
     """One state that is in no part. Its units are what it consists of."""
-    unit = min(units, key=lambda u: len(u.path))
+    # One whose change can be seen says more than one that holds another object.
+    unit = min(units, key=lambda u: (shown(u.then) == shown(u.now), len(u.path)))
     mechanism, fix = _kind(unit)
     places = tuple(u.path for u in units)
     return Finding(

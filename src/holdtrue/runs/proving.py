@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from msgspec.structs import replace
 
 from holdtrue.checkpoint import open as open_checkpoint
 from holdtrue.errors import RestoreError
@@ -27,7 +28,7 @@ from holdtrue.runs.fresh_process import (
     find_code,
     run_fresh,
 )
-from holdtrue.runs.held_state import shown
+from holdtrue.runs.held_state import ENVIRONMENT, shown
 from holdtrue.runs.outside import GRADIENTS, Outside, Unit, look_outside
 from holdtrue.runs.proof_findings import differs, not_captured, not_deterministic
 from holdtrue.runs.run import Run
@@ -36,7 +37,7 @@ from holdtrue.saving import save
 
 _MOST_SUSPECTS = 32  # states that are tried one by one
 _ALONE = "With all else put back and this not, the steps differ; with this too, they are equal"
-Prepare = Callable[[], list[Unit]]  # makes the state that a restore left; what it could not
+Wanted = Callable[[Unit], bool]
 
 
 def prove_resume(
@@ -113,33 +114,27 @@ class _Proof:
         return found, [*left, *more]
 
     def _in_this_process(self) -> list[Finding]:
-        as_left = self._again(list)
-        as_begun = self._again(self._begin_anew)
+        as_left, as_begun = self._again(anew=False), self._again(anew=True)
         if as_left is None and as_begun is None:
             return []
-        control = self._again(self.at_save.put_back)
+        control = self._again(anew=False, put_back=_everything)
         if control is not None:
             return self._unexplained(control)
         findings: dict[str, Finding] = {}
-        for found, prepare in ((as_left, list), (as_begun, self._begin_anew)):
+        for found, anew in ((as_left, False), (as_begun, True)):
             if found is not None:
-                self._name_states(found, prepare, findings)
+                self._name_states(found, anew, findings)
         return list(findings.values())
 
-    def _name_states(
-        self, found: Deviation, prepare: Prepare, findings: dict[str, Finding]
-    ) -> None:
+    def _name_states(self, found: Deviation, anew: bool, findings: dict[str, Finding]) -> None:
         """Which of the states, left as a resume leaves it, makes the steps differ."""
-        self._restore(prepare)
-        groups: dict[str, list[Unit]] = {}
-        for unit in self.at_save.changed():
-            groups.setdefault(unit.group, []).append(unit)
+        groups = _by_group(self._restore(anew, _nothing))
         blamed = False
         for group in list(groups)[:_MOST_SUSPECTS]:
             if group in findings:
                 blamed = True
                 continue
-            alone = self._again(lambda group=group: self._all_but(group, prepare))  # type: ignore[misc]
+            alone = self._again(anew, _all_but(group))
             if alone is not None:
                 findings[group] = not_captured(groups[group], alone, _ALONE)
                 blamed = True
@@ -150,21 +145,19 @@ class _Proof:
 
     def _unexplained(self, control: Deviation) -> list[Finding]:
         """Putting all back does not help: it is out of reach, or no state at all."""
-        stuck = {unit.group: unit for unit in self._stuck}
-        if self._repeats(nullcontext()):
-            if stuck:
-                return [not_captured([u], control, _STUCK, "likely") for u in stuck.values()]
-            why = (
-                "all state in reach was put back, and it still went another way, the same each time"
-            )
-            return [differs(control, why, _KEEP)]
+        moved = _by_group(self._restore(False, _everything))
+        stuck = [moved[group] for group in dict.fromkeys(unit.group for unit in self._stuck)]
+        likely = [not_captured(units, control, _STUCK, "likely") for units in stuck]
+        if self._repeats(nullcontext):
+            why = "all state in reach was put back, and it still went another way, always the same"
+            return likely or [differs(control, why, _KEEP)]
         scope = getattr(getattr(self.train_step, "__func__", self.train_step), "__globals__", {})
         for source, (still, fix) in SOURCES.items():
-            if self._repeats(still(scope)):
+            if self._repeats(lambda still=still: still(scope)):  # type: ignore[misc]
                 return [not_deterministic(control, source, fix)]
-        if stuck:
-            return [not_captured([u], control, _STUCK, "likely") for u in stuck.values()]
-        return [not_deterministic(control, "", "make the step repeatable, then prove it again")]
+        return likely or [
+            not_deterministic(control, "", "make the step repeatable; prove it again")
+        ]
 
     def _in_a_fresh_process(self, factory: Any) -> tuple[list[Finding], list[str]]:
         try:
@@ -184,50 +177,61 @@ class _Proof:
         found = deviation(self.reference, Path(job.folder), self.numbers)
         if found is None:
             return [], []
+        there = outcome.outside
         self.at_save.put_back()
-        states = {
-            held.path + held.name(key): Unit(held, key, value, outcome.outside[path])
-            for held, taken in self.at_save.states
-            for key, value in taken.items()
-            for path in (held.path + held.name(key),)
-            if path in outcome.outside and outcome.outside[path] != shown(value)
-        }
-        if states:
-            return [not_captured([u], found, _ELSEWHERE, "likely") for u in states.values()], []
+        named = [
+            replace(not_captured([unit], found, _ELSEWHERE, "likely"), expected=there[unit.path])
+            for unit in self._units_at_save()
+            if unit.path in there and there[unit.path] != shown(unit.then)
+        ]
+        if named:
+            return named, []
         why = "in this process the steps repeat, in a fresh one they do not"
         return [differs(found, why, _ORDER)], []
 
+    def _units_at_save(self) -> list[Unit]:
+        """All single states; not the gradients, which a restore in this process does without too,
+        and not what a process inherits."""
+        return [
+            Unit(held, key, value, value)
+            for held, taken in self.at_save.states
+            for key, value in taken.items()
+            if held.group != GRADIENTS and held.path != ENVIRONMENT
+        ]
+
     # -- experiments ----------------------------------------------------------------------------
 
-    def _again(self, prepare: Prepare) -> Deviation | None:
+    def _again(self, anew: bool, put_back: Wanted | None = None) -> Deviation | None:
         """The same steps from the checkpoint; how they differ from the first time."""
-        self._restore(prepare)
+        self._restore(anew, put_back or _nothing)
         record(self.scratch / "again", self.parts, self.call, self.numbers)
         return deviation(self.reference, self.scratch / "again", self.numbers)
 
-    def _repeats(self, still: AbstractContextManager[None]) -> bool:
+    def _repeats(self, still: Callable[[], AbstractContextManager[None]]) -> bool:
         """Whether the steps, run twice from one state, are the same twice."""
-        with still:
-            for name in ("once", "twice"):
-                self._restore(self.at_save.put_back)
+        for name in ("once", "twice"):
+            self._restore(False, _everything)
+            with still():
                 record(self.scratch / name, self.parts, self.call, self.numbers)
         return deviation(self.scratch / "once", self.scratch / "twice", self.numbers) is None
 
-    def _restore(self, prepare: Prepare) -> None:
+    def _restore(self, anew: bool, put_back: Wanted) -> list[Unit]:
+        """The parts from the checkpoint, and of the rest what is wanted as it was at the save.
+
+        `anew`: the rest begins as it was before the first step, as in a new process. Returns what
+        of the rest a restore leaves changed.
+        """
+        if anew:
+            self.at_start.put_back()
         open_checkpoint(self.saved).restore(rng=True, allow=ALLOWED, **self.parts)
         for part in self.parts.values():
             if isinstance(part, torch.nn.Module):
                 part.zero_grad(set_to_none=True)  # a new process has no gradients
-        self._stuck = prepare()
+        changed = self.at_save.changed()
+        self._stuck = self.at_save.put_back(put_back)
         if self.after_resume is not None:
             self.after_resume()
-
-    def _begin_anew(self) -> list[Unit]:
-        return self.at_start.put_back(lambda unit: unit.group != GRADIENTS)
-
-    def _all_but(self, group: str, prepare: Prepare) -> list[Unit]:
-        prepare()
-        return self.at_save.put_back(lambda unit: unit.group != group)
+        return changed
 
     def put_back(self) -> None:
         """Everything as it was before."""
@@ -238,6 +242,25 @@ class _Proof:
     def not_put_back(self) -> list[str]:
         """What has moved on for good, in words."""
         return [f"{unit.path} could not be put back as it was" for unit in self._stuck[:5]]
+
+
+def _everything(unit: Unit) -> bool:
+    return True
+
+
+def _nothing(unit: Unit) -> bool:
+    return False
+
+
+def _all_but(group: str) -> Wanted:
+    return lambda unit: unit.group != group
+
+
+def _by_group(units: list[Unit]) -> dict[str, list[Unit]]:
+    groups: dict[str, list[Unit]] = {}
+    for unit in units:
+        groups.setdefault(unit.group, []).append(unit)
+    return groups
 
 
 _KEEP = "keep what the training changes in a part of the run"
