@@ -138,6 +138,26 @@ def test_what_is_changed_past_the_optimizer_fails_loudly(
     assert run.steps() == [1]
 
 
+def test_a_write_that_is_counted_late_is_found_before_publishing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """torch counts a write when it has ended; the copy may have ended before that."""
+    model = network()
+    parts: dict[str, Any] = {"model": model, "optimizer": adam(model)}
+    real = overlap.Deferred.copy
+
+    def copy(self: Any, subject: str) -> None:
+        real(self, subject)
+        torch.autograd.graph.increment_version(model[0].weight)
+
+    run = holdtrue.Run(tmp_path / "run", overlap=True, **parts)
+    monkeypatch.setattr(overlap.Deferred, "copy", copy)
+    run.save(1)
+    with pytest.raises(holdtrue.SaveError, match="changed-while-copied"):
+        run.close()
+    assert list(tmp_path.glob("run/step-*")) == []
+
+
 def test_buffers_and_what_no_optimizer_has_are_copied_at_once(
     tmp_path: Path, slow: threading.Event
 ) -> None:

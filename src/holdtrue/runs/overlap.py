@@ -27,9 +27,12 @@ class StepGate:
         self.optimizers = [p for p in parts.values() if isinstance(p, torch.optim.Optimizer)]
         self._open = threading.Event()
         self._open.set()
+        self._deferred: Deferred | None = None
         self._hooks = [o.register_step_pre_hook(self._wait) for o in self.optimizers]
 
-    def shut(self) -> None:
+    def shut(self, deferred: "Deferred") -> None:
+        """No step begins before `open`; the first one then says whether all stood still."""
+        self._deferred = deferred
         self._open.clear()
 
     def open(self) -> None:
@@ -42,6 +45,9 @@ class StepGate:
 
     def _wait(self, *_: Any) -> None:
         self._open.wait()
+        deferred, self._deferred = self._deferred, None
+        if deferred is not None:
+            deferred.seal()
 
 
 class Deferred:
@@ -65,6 +71,7 @@ class Deferred:
         self._files, self._sources, self._places = files, sources, places
         self._later = later
         self._versions = {key: tensor._version for key, tensor in later.items()}
+        self._sealed: list[str] | None = None
 
     def copy_the_rest(self) -> None:
         """What may change at any moment."""
@@ -74,9 +81,24 @@ class Deferred:
     def copy(self, subject: str) -> None:
         """What stands still. Raises SaveError where something was written to after all."""
         copy_in(_only(self._files, self._later.keys()), self._sources, self._places)
-        changed = [k for k, t in self._later.items() if t._version != self._versions[k]]
+        self.confirm(subject)
+
+    def seal(self) -> None:
+        """From here on the tensors may change: the optimizer is about to write to them."""
+        self._sealed = self._changed()
+
+    def confirm(self, subject: str) -> None:
+        """Raises SaveError where something was written to since the save, and before a step.
+
+        Asked after the copy and again before publishing: torch counts a write when it has ended,
+        so one that went on during the copy may not be counted yet when the copy has.
+        """
+        changed = self._changed() if self._sealed is None else self._sealed
         if changed:
-            raise fail(SaveError, subject, _changed(sorted(changed)))
+            raise fail(SaveError, subject, _changed(changed))
+
+    def _changed(self) -> list[str]:
+        return sorted(k for k, t in self._later.items() if t._version != self._versions[k])
 
 
 def _tensors_of(optimizer: torch.optim.Optimizer) -> Iterator[Tensor]:

@@ -153,7 +153,7 @@ class Run:
             given = (prepared.files, prepared.sources, places)
             deferred = Deferred(*given, self._gate.optimizers)
             deferred.copy_the_rest()
-            self._gate.shut()
+            self._gate.shut(deferred)
         saving.staging = self._staging.nbytes
         saving.stall = time.perf_counter() - began
         copies = {key: Staged(place) for key, place in places.items()}
@@ -303,7 +303,12 @@ class Run:
                 if gate is not None:
                     gate.open()
             saved = write(
-                prepared, copies, earlier=earlier, stall=saving.stall, staging=saving.staging
+                prepared,
+                copies,
+                earlier=earlier,
+                stall=saving.stall,
+                staging=saving.staging,
+                confirm=None if deferred is None else deferred.confirm,
             )
             self._published(saving.step, saved)
         except BaseException as error:
