@@ -148,6 +148,51 @@ def test_an_iterator_that_is_made_after_each_resume(tmp_path: Path) -> None:
     assert prove(tmp_path, made, after_resume=begin).findings == ()
 
 
+def test_what_draws_between_the_resume_and_the_first_step_is_told(tmp_path: Path) -> None:
+    made = forgetful.training(lambda step: torch.rand(()).item())
+    (finding,) = prove(tmp_path, made, after_resume=lambda: torch.rand(1)).findings
+    assert finding.code == "resume-differs"
+    assert "after_resume draws from the random state of torch" in finding.why
+
+
+def test_a_scaler_and_the_like_count_as_one(tmp_path: Path) -> None:
+    model = torch.nn.Linear(2, 1)
+    average = torch.optim.swa_utils.AveragedModel(model)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    scaler = torch.amp.GradScaler("cpu")
+    own = torch.Generator()
+
+    def train_step() -> torch.Tensor:
+        optimizer.zero_grad()
+        loss: torch.Tensor = model(torch.rand(4, 2, generator=own)).square().mean()
+        scaler.scale(loss).backward()
+        scaler.step(optimizer)
+        scaler.update()
+        average.update_parameters(model)
+        return loss
+
+    parts = {"model": model, "average": average, "optimizer": optimizer, "scaler": scaler}
+    (finding,) = prove(tmp_path / "a", (parts, train_step)).findings
+    assert finding.where == "train_step.__closure__['own']"
+    assert prove(tmp_path / "b", ({**parts, "own": own}, train_step)).findings == ()
+
+
+def test_a_step_that_saves_leaves_the_run_alone(tmp_path: Path) -> None:
+    parts, train_step = forgetful.closure_cell(True)
+    run = holdtrue.Run(tmp_path / "run", preemption=True, **parts)
+    run.save(7)
+
+    def saving(step: int) -> float:
+        value: float = train_step(step)
+        run.save(step + 1)
+        run.stop_if_asked(step + 1)
+        return value
+
+    assert holdtrue.prove_resume(run, saving).findings == ()
+    assert run.steps() == [7]
+    run.close()
+
+
 def test_two_arguments_are_refused(tmp_path: Path) -> None:
     run = holdtrue.Run(tmp_path / "run", model=torch.nn.Linear(1, 1))
     with pytest.raises(ValueError, match="step's number or nothing"):

@@ -120,7 +120,11 @@ class _Walk:
     def follow(self, train_step: Callable[..., Any]) -> Iterator[Held]:
         name = getattr(train_step, "__name__", type(train_step).__name__)
         todo: deque[_Found] = deque([(train_step, name, None)])
-        todo += ((part, f"run.parts['{key}']", None) for key, part in self.parts.items())
+        # A restore puts an object back as a whole, so it counts as one; a module has attributes
+        # that a restore leaves alone.
+        for key, part in self.parts.items():
+            at = f"run.parts['{key}']"
+            todo.append((part, at, None if isinstance(part, nn.Module) else at))
         looked = 0
         while todo:
             value, path, group = todo.popleft()
@@ -269,6 +273,8 @@ def _function(
 def _belongs(value: Any, path: str, group: str | None) -> str | None:
     """What the state of a value counts as. Code and objects of the user's own classes have several
     states that stand for themselves; all else is one, whatever it holds inside."""
+    if group is not None and not isinstance(value, types.FunctionType | types.MethodType):
+        return group
     several = (types.FunctionType, types.MethodType, types.ModuleType, functools.partial, nn.Module)
     if isinstance(value, (*several, type)) or _is_own(value):
         return None

@@ -72,6 +72,7 @@ class Deferred:
         self._later = later
         self._versions = {key: tensor._version for key, tensor in later.items()}
         self._sealed: list[str] | None = None
+        self._asking = threading.Lock()  # so that no step begins while it is looked at
 
     def copy_the_rest(self) -> None:
         """What may change at any moment."""
@@ -85,7 +86,8 @@ class Deferred:
 
     def seal(self) -> None:
         """From here on the tensors may change: the optimizer is about to write to them."""
-        self._sealed = self._changed()
+        with self._asking:
+            self._sealed = self._changed()
 
     def confirm(self, subject: str) -> None:
         """Raises SaveError where something was written to since the save, and before a step.
@@ -93,7 +95,8 @@ class Deferred:
         Asked after the copy and again before publishing: torch counts a write when it has ended,
         so one that went on during the copy may not be counted yet when the copy has.
         """
-        changed = self._changed() if self._sealed is None else self._sealed
+        with self._asking:
+            changed = self._changed() if self._sealed is None else self._sealed
         if changed:
             raise fail(SaveError, subject, _changed(changed))
 

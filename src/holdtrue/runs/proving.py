@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from msgspec.structs import replace
 
+from holdtrue.capture.rng import sources
 from holdtrue.checkpoint import open as open_checkpoint
 from holdtrue.errors import RestoreError
 from holdtrue.findings import Finding, Report, report
@@ -28,7 +29,7 @@ from holdtrue.runs.fresh_process import (
     find_code,
     run_fresh,
 )
-from holdtrue.runs.held_state import ENVIRONMENT, shown
+from holdtrue.runs.held_state import ENVIRONMENT, same, shown
 from holdtrue.runs.outside import GRADIENTS, Outside, Unit, look_outside
 from holdtrue.runs.proof_findings import differs, not_captured, not_deterministic
 from holdtrue.runs.run import Run
@@ -53,8 +54,7 @@ def prove_resume(
     Trains `steps` steps, saves, trains `steps` more; restores and trains those again: in this
     process, and in a fresh one where the code allows it. Compares after each step what `train_step`
     returned, every part and the random states. The report names the first difference, and the
-    state that no part has. Everything is then put back as it was; the run's directory is not
-    touched.
+    state that no part has. Everything is then put back; `run.save` does nothing meanwhile.
 
     `train_step` takes the step's number, or nothing. `factory`, "module:function" or a function,
     returns (parts, train_step) for the fresh process. `after_resume` is called after each restore
@@ -67,12 +67,15 @@ def prove_resume(
     call = step_caller(train_step)
     done = max(run.steps(), default=0)
     scratch = Path(tempfile.mkdtemp(prefix="holdtrue-proof-"))
-    proof = _Proof(run.parts, train_step, call, done, steps, scratch, after_resume)
-    try:
-        findings, left = proof.carry_out(factory)
-    finally:
-        proof.put_back()
-        shutil.rmtree(scratch, ignore_errors=True)
+    with run.rest():
+        proof = None
+        try:
+            proof = _Proof(run.parts, train_step, call, done, steps, scratch, after_resume)
+            findings, left = proof.carry_out(factory)
+        finally:
+            if proof is not None:
+                proof.put_back()
+            shutil.rmtree(scratch, ignore_errors=True)
     return report(str(run.path), findings, [*left, *proof.not_put_back()])
 
 
@@ -96,6 +99,7 @@ class _Proof:
         self.at_start = look_outside(train_step, parts)
         self.at_save: Outside = self.at_start
         self._stuck: list[Unit] = []
+        self._drawn: list[str] = []  # global random states that `after_resume` drew from
 
     def carry_out(self, factory: Any) -> tuple[list[Finding], list[str]]:
         for number in self.warm_up:
@@ -149,6 +153,9 @@ class _Proof:
         stuck = [moved[group] for group in dict.fromkeys(unit.group for unit in self._stuck)]
         likely = [not_captured(units, control, _STUCK, "likely") for units in stuck]
         if self._repeats(nullcontext):
+            if self._drawn:
+                why = f"after_resume draws from the random state of {', '.join(self._drawn)}"
+                return [differs(control, f"{why}, which the restore had put back", _DRAWN)]
             why = "all state in reach was put back, and it still went another way, always the same"
             return likely or [differs(control, why, _KEEP)]
         scope = getattr(getattr(self.train_step, "__func__", self.train_step), "__globals__", {})
@@ -230,7 +237,10 @@ class _Proof:
         changed = self.at_save.changed()
         self._stuck = self.at_save.put_back(put_back)
         if self.after_resume is not None:
+            before = {name: source.get() for name, source in sources().items()}
             self.after_resume()
+            now = {name: source.get() for name, source in sources().items()}
+            self._drawn = sorted(name for name in now if not same(before.get(name), now[name]))
         return changed
 
     def put_back(self) -> None:
@@ -264,6 +274,9 @@ def _by_group(units: list[Unit]) -> dict[str, list[Unit]]:
 
 
 _KEEP = "keep what the training changes in a part of the run"
+_DRAWN = (
+    "give what draws there a generator of its own, e.g. DataLoader(…, generator=torch.Generator())"
+)
 _ORDER = (
     "look for what differs from process to process: the order of a set, hash(), the time, files; "
     "PYTHONHASHSEED=0 makes the order of sets the same"

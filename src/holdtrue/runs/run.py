@@ -5,7 +5,7 @@ import logging
 import os
 import threading
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal, Self
@@ -76,6 +76,7 @@ class Run:
         self._staging = Staging()
         self._behind = Background()
         self._saves = threading.RLock()  # several threads may save into one run
+        self._at_rest = False  # see `rest`
         try:
             cleared = clear_leftovers(self.path)
         except OSError as error:
@@ -123,6 +124,8 @@ class Run:
         """
         step = whole_step(str(self.path), step)
         target = self.path / step_name(step)
+        if self._at_rest:
+            return Saving(step, target, skipped=True)
         if self.stop_asked:
             self.stop_if_asked(step, metrics)
         if self.busy == "skip" and self._behind.busy:
@@ -163,6 +166,16 @@ class Run:
         )
         return saving
 
+    @contextlib.contextmanager
+    def rest(self) -> Iterator[None]:
+        """Inside the block nothing is saved: for steps that are not part of the training."""
+        self.flush()
+        before, self._at_rest = self._at_rest, True
+        try:
+            yield
+        finally:
+            self._at_rest = before
+
     @property
     def stop_asked(self) -> bool:
         """True when a signal has asked the training to stop (`preemption=True`)."""
@@ -174,7 +187,7 @@ class Run:
         The exit code is 128 and the number of the signal: 143 for SIGTERM, 138 for SIGUSR1. `save`
         does the same. A second signal does at once what it would have done without a Run.
         """
-        if self._preemption is None or self._preemption.asked is None:
+        if self._preemption is None or self._preemption.asked is None or self._at_rest:
             return
         step = whole_step(str(self.path), step)
         with self._saves:
