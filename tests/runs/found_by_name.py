@@ -44,6 +44,37 @@ class Trainer:
 trainer = Trainer()
 
 
+class Places:
+    """Gives its position, as a loader does; an iterator is made anew after each resume."""
+
+    def __init__(self) -> None:
+        self.at = 0
+
+    def __iter__(self) -> Any:
+        while True:
+            self.at += 1
+            yield self.at / 10
+
+    def state_dict(self) -> dict[str, int]:
+        return {"at": self.at}
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        self.at = state["at"]
+
+
+places = Places()
+iterator = iter(places)
+
+
+def begin() -> None:
+    global iterator
+    iterator = iter(places)
+
+
+def by_place(step: int) -> float:
+    return train_step(step) * next(iterator)
+
+
 def make() -> tuple[dict[str, Any], Any]:
     made = Trainer()
     return {"model": made.net, "optimizer": made.optimizer}, made.step

@@ -33,6 +33,12 @@ def test_a_factory(tmp_path: Path) -> None:
     assert find_code(step, parts, found_by_name.make)["factory"] == "make"
 
 
+def test_what_is_done_after_a_resume_is_done_there_too(tmp_path: Path) -> None:
+    parts = {**MODULE, "places": found_by_name.places}
+    report = prove(tmp_path, found_by_name.by_place, parts, after_resume=found_by_name.begin)
+    assert report == holdtrue.Report(subject=str(tmp_path / "run"))
+
+
 def test_attributes_of_a_named_object_are_found() -> None:
     trainer = found_by_name.trainer
     job = find_code(trainer.step, {"model": trainer.net}, None)

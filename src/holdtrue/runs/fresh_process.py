@@ -49,6 +49,7 @@ class Job(Struct, frozen=True, kw_only=True):
     last: int
     arguments: tuple[str, ...] = ()
     step: str = ""
+    after: str = ""
     parts: dict[str, str] = {}
     factory: str = ""
 
@@ -63,7 +64,10 @@ class NotPossibleError(Exception):
 
 
 def find_code(
-    train_step: Callable[..., Any], parts: Mapping[str, Any], factory: Any
+    train_step: Callable[..., Any],
+    parts: Mapping[str, Any],
+    factory: Any = None,
+    after_resume: Callable[[], Any] | None = None,
 ) -> dict[str, Any]:
     """Where a new process finds the step and the parts: fields of a Job."""
     if isinstance(factory, str):
@@ -83,8 +87,9 @@ def find_code(
         step = _name_of(train_step, scope, "train_step")
     else:
         step = f"{_name_of(owner, scope, 'the object of train_step')}.{function.__name__}"
+    after = "" if after_resume is None else _name_of(after_resume, scope, "after_resume")
     names = {part: _name_of(value, scope, f"part {part!r}") for part, value in parts.items()}
-    return {**_code(function), "step": step, "parts": names}
+    return {**_code(function), "step": step, "parts": names, "after": after}
 
 
 def run_fresh(job: Job, scratch: Path) -> Outcome:
@@ -121,15 +126,18 @@ def main(given: str) -> None:
     job = msgspec.json.decode(path.read_bytes(), type=Job)
     scope = _scope(job)
     if job.factory:
-        parts, train_step = _found(scope, job.factory)()
+        parts, train_step, *more = _found(scope, job.factory)()
     else:
         parts = {part: _found(scope, name) for part, name in job.parts.items()}
         train_step = _found(scope, job.step)
+        more = [_found(scope, job.after)] if job.after else []
     try:
         open_checkpoint(job.saved).restore(rng=True, allow=ALLOWED, **parts)
     except HoldtrueError as error:
         outcome = Outcome(refused=error.report)
     else:
+        for after_resume in more:
+            after_resume()
         states = look_outside(train_step, parts).states
         outside = {
             held.path + held.name(key): shown(value)

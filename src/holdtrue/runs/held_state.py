@@ -194,8 +194,14 @@ def same(a: Any, b: Any) -> bool:
     return False
 
 
+class Told(str):
+    """A state of another process, as a text already."""
+
+
 def shown(value: Any) -> str:
     """A state as a short text; what is too long for that by its size and a digest."""
+    if isinstance(value, Told):
+        return str(value)
     if isinstance(value, float) or type(value) in _PLAIN:
         return reprlib.repr(value)
     if isinstance(value, Tensor | np.ndarray):

@@ -13,13 +13,13 @@ from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import torch
-from msgspec.structs import replace
 
 from holdtrue.capture.rng import sources
 from holdtrue.checkpoint import open as open_checkpoint
 from holdtrue.errors import RestoreError
-from holdtrue.findings import Finding, Report, report
+from holdtrue.findings import Confidence, Finding, Report, report
 from holdtrue.runs.determinism import SOURCES
 from holdtrue.runs.fresh_process import (
     ALLOWED,
@@ -29,7 +29,7 @@ from holdtrue.runs.fresh_process import (
     find_code,
     run_fresh,
 )
-from holdtrue.runs.held_state import ENVIRONMENT, same, shown
+from holdtrue.runs.held_state import ENVIRONMENT, Told, same, shown
 from holdtrue.runs.outside import GRADIENTS, Outside, Unit, look_outside
 from holdtrue.runs.proof_findings import differs, not_captured, not_deterministic
 from holdtrue.runs.run import Run
@@ -57,8 +57,9 @@ def prove_resume(
     state that no part has. Everything is then put back; `run.save` does nothing meanwhile.
 
     `train_step` takes the step's number, or nothing. `factory`, "module:function" or a function,
-    returns (parts, train_step) for the fresh process. `after_resume` is called after each restore
-    here: for what a script does between `run.resume()` and its first step.
+    returns (parts, train_step) for the fresh process, or (parts, train_step, after_resume).
+    `after_resume` is called after each restore: it does what a script does between `run.resume()`
+    and its first step.
     """
     if os.environ.get(IN_PROGRESS):
         raise RuntimeError("prove_resume is called when its module is imported: guard it with main")
@@ -169,7 +170,7 @@ class _Proof:
     def _in_a_fresh_process(self, factory: Any) -> tuple[list[Finding], list[str]]:
         try:
             job = Job(
-                **find_code(self.train_step, self.parts, factory),
+                **find_code(self.train_step, self.parts, factory, self.after_resume),
                 saved=str(self.saved),
                 folder=str(self.scratch / "fresh"),
                 first=self.numbers.start,
@@ -186,24 +187,30 @@ class _Proof:
             return [], []
         there = outcome.outside
         self.at_save.put_back()
-        named = [
-            replace(not_captured([unit], found, _ELSEWHERE, "likely"), expected=there[unit.path])
+        units = [
+            msgspec.structs.replace(unit, now=Told(there[unit.path]))
             for unit in self._units_at_save()
             if unit.path in there and there[unit.path] != shown(unit.then)
         ]
-        if named:
-            return named, []
+        if units:  # which of several it is has not been tried
+            sure: Confidence = "likely" if len(_by_group(units)) == 1 else "hint"
+            return [not_captured(units, found, _ELSEWHERE, sure)], []
         why = "in this process the steps repeat, in a fresh one they do not"
         return [differs(found, why, _ORDER)], []
 
     def _units_at_save(self) -> list[Unit]:
         """All single states; not the gradients, which a restore in this process does without too,
-        and not what a process inherits."""
+        nor what a process inherits, nor objects that are parts."""
+        whole = {
+            f"run.parts['{name}']"
+            for name, part in self.parts.items()
+            if not isinstance(part, torch.nn.Module)
+        }
         return [
             Unit(held, key, value, value)
             for held, taken in self.at_save.states
             for key, value in taken.items()
-            if held.group != GRADIENTS and held.path != ENVIRONMENT
+            if held.group not in {GRADIENTS, *whole} and held.path != ENVIRONMENT
         ]
 
     # -- experiments ----------------------------------------------------------------------------
@@ -234,13 +241,13 @@ class _Proof:
         for part in self.parts.values():
             if isinstance(part, torch.nn.Module):
                 part.zero_grad(set_to_none=True)  # a new process has no gradients
-        changed = self.at_save.changed()
-        self._stuck = self.at_save.put_back(put_back)
         if self.after_resume is not None:
             before = {name: source.get() for name, source in sources().items()}
             self.after_resume()
             now = {name: source.get() for name, source in sources().items()}
             self._drawn = sorted(name for name in now if not same(before.get(name), now[name]))
+        changed = self.at_save.changed()
+        self._stuck = self.at_save.put_back(put_back)
         return changed
 
     def put_back(self) -> None:
