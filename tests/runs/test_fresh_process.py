@@ -36,7 +36,9 @@ def test_a_factory(tmp_path: Path) -> None:
 def test_what_is_done_after_a_resume_is_done_there_too(tmp_path: Path) -> None:
     parts = {**MODULE, "places": found_by_name.places}
     report = prove(tmp_path, found_by_name.by_place, parts, after_resume=found_by_name.begin)
-    assert report == holdtrue.Report(subject=str(tmp_path / "run"))
+    assert report.findings == ()
+    (moved,) = report.not_checked
+    assert moved == "by_place.__globals__['iterator'] could not be put back as it was"
 
 
 def test_attributes_of_a_named_object_are_found() -> None:

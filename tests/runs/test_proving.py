@@ -177,6 +177,19 @@ def test_a_scaler_and_the_like_count_as_one(tmp_path: Path) -> None:
     assert prove(tmp_path / "b", ({**parts, "own": own}, train_step)).findings == ()
 
 
+def test_two_forgotten_states_are_both_named(tmp_path: Path) -> None:
+    one, other = torch.Generator(), torch.Generator()
+
+    def factor(step: int) -> float:
+        return (torch.rand((), generator=one) + torch.rand((), generator=other)).item()
+
+    report = prove(tmp_path, forgetful.training(factor))
+    assert [f.where.rpartition("__closure__")[2] for f in report.findings] == [
+        "['one']",
+        "['other']",
+    ]
+
+
 def test_a_step_that_saves_leaves_the_run_alone(tmp_path: Path) -> None:
     parts, train_step = forgetful.closure_cell(True)
     run = holdtrue.Run(tmp_path / "run", preemption=True, **parts)

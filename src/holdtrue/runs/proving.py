@@ -37,6 +37,7 @@ from holdtrue.runs.traces import Deviation, deviation, record, step_caller
 from holdtrue.saving import save
 
 _MOST_SUSPECTS = 32  # states that are tried one by one
+_CURED = "With this put back as it was at the save, the steps are equal"
 _ALONE = "With all else put back and this not, the steps differ; with this too, they are equal"
 Wanted = Callable[[Unit], bool]
 
@@ -132,16 +133,21 @@ class _Proof:
         return list(findings.values())
 
     def _name_states(self, found: Deviation, anew: bool, findings: dict[str, Finding]) -> None:
-        """Which of the states, left as a resume leaves it, makes the steps differ."""
+        """Which of the states, left as a resume leaves it, makes the steps differ.
+
+        First whether one alone is the cause. Else each is left out in turn.
+        """
         groups = _by_group(self._restore(anew, _nothing))
+        tried = list(groups)[:_MOST_SUSPECTS]
+        for group in tried:
+            if self._again(anew, _only(group)) is None:
+                findings.setdefault(group, not_captured(groups[group], found, _CURED))
+                return
         blamed = False
-        for group in list(groups)[:_MOST_SUSPECTS]:
-            if group in findings:
-                blamed = True
-                continue
+        for group in tried:
             alone = self._again(anew, _all_but(group))
             if alone is not None:
-                findings[group] = not_captured(groups[group], alone, _ALONE)
+                findings.setdefault(group, not_captured(groups[group], alone, _ALONE))
                 blamed = True
         if not blamed:
             names = ", ".join(list(groups)[:5]) or "nothing in reach"
@@ -267,6 +273,10 @@ def _everything(unit: Unit) -> bool:
 
 def _nothing(unit: Unit) -> bool:
     return False
+
+
+def _only(group: str) -> Wanted:
+    return lambda unit: unit.group == group
 
 
 def _all_but(group: str) -> Wanted:
