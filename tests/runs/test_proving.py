@@ -113,6 +113,8 @@ def test_the_first_tensor_that_differs_is_named(tmp_path: Path) -> None:
 
     (finding,) = prove(tmp_path, ({"model": model, "optimizer": optimizer}, train_step)).findings
     assert "after step 4 model/weight is" in finding.why
+    parts = "model=model, optimizer=optimizer, own=own"
+    assert finding.command == f"run = holdtrue.Run({str(tmp_path / 'run')!r}, {parts})"
     assert "largest difference" in finding.why
 
 

@@ -2,6 +2,7 @@
 
 import functools
 import random
+import re
 import types
 from collections.abc import Sequence
 from typing import Any
@@ -9,11 +10,13 @@ from typing import Any
 import numpy as np
 import torch
 
+from holdtrue.capture.parts import RNG
 from holdtrue.findings import Confidence, Finding
 from holdtrue.runs.held_state import shown
 from holdtrue.runs.outside import GRADIENTS, Unit
 from holdtrue.runs.traces import Deviation
 
+_VARIABLE = re.compile(r"__(?:globals|closure)__\['(\w+)'\]\Z")  # of the step or its functions
 # What is forgotten → what it is called, and how it is kept.
 _KINDS: tuple[tuple[Any, str, str], ...] = (
     (
@@ -76,6 +79,18 @@ def not_captured(
         expected=shown(unit.now),
         confidence=confidence,
     )
+
+
+def as_part(units: Sequence[Unit], parts: Sequence[str]) -> str:
+    """The keywords of a Run that has this state too; "" for what cannot be a part as it is."""
+    variable = _VARIABLE.search(units[0].group)
+    owners = [unit.held.owner for unit in units if unit.held.owner is not None]
+    moving = any(hasattr(type(o), "__next__") or callable(o) for o in owners)
+    if variable is None or not owners or moving or units[0].path.endswith(".grad"):
+        return ""
+    name = variable[1]
+    part = name if name != RNG and name not in parts else f"{name}_too"
+    return ", ".join([*(f"{p}={p}" for p in parts), f"{part}={name}"])
 
 
 def _kind(unit: Unit) -> tuple[str, str]:

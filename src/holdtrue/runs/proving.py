@@ -31,7 +31,7 @@ from holdtrue.runs.fresh_process import (
 )
 from holdtrue.runs.held_state import ENVIRONMENT, Told, same, shown
 from holdtrue.runs.outside import GRADIENTS, Outside, Unit, look_outside
-from holdtrue.runs.proof_findings import differs, not_captured, not_deterministic
+from holdtrue.runs.proof_findings import as_part, differs, not_captured, not_deterministic
 from holdtrue.runs.run import Run
 from holdtrue.runs.traces import Deviation, deviation, record, step_caller
 from holdtrue.saving import save
@@ -72,7 +72,9 @@ def prove_resume(
     with run.rest():
         proof = None
         try:
-            proof = _Proof(run.parts, train_step, call, done, steps, scratch, after_resume)
+            proof = _Proof(
+                run.path, run.parts, train_step, call, done, steps, scratch, after_resume
+            )
             findings, left = proof.carry_out(factory)
         finally:
             if proof is not None:
@@ -84,6 +86,7 @@ def prove_resume(
 class _Proof:
     def __init__(
         self,
+        path: Path,
         parts: Mapping[str, Any],
         train_step: Callable[..., Any],
         call: Callable[[int], Any],
@@ -92,6 +95,7 @@ class _Proof:
         scratch: Path,
         after_resume: Callable[[], Any] | None,
     ) -> None:
+        self.path = path
         self.parts, self.train_step, self.call = parts, train_step, call
         self.scratch, self.after_resume = scratch, after_resume
         self.warm_up = range(done, done + steps)
@@ -141,18 +145,24 @@ class _Proof:
         tried = list(groups)[:_MOST_SUSPECTS]
         for group in tried:
             if self._again(anew, _only(group)) is None:
-                findings.setdefault(group, not_captured(groups[group], found, _CURED))
+                findings.setdefault(group, self._named(groups[group], found, _CURED))
                 return
         blamed = False
         for group in tried:
             alone = self._again(anew, _all_but(group))
             if alone is not None:
-                findings.setdefault(group, not_captured(groups[group], alone, _ALONE))
+                findings.setdefault(group, self._named(groups[group], alone, _ALONE))
                 blamed = True
         if not blamed:
             names = ", ".join(list(groups)[:5]) or "nothing in reach"
             finding = differs(found, f"changed since the save: {names}", _KEEP)
             findings[finding.where] = finding
+
+    def _named(self, units: list[Unit], found: Deviation, proof: str) -> Finding:
+        finding = not_captured(units, found, proof)
+        given = as_part(units, tuple(self.parts))
+        line = f"run = holdtrue.Run({str(self.path)!r}, {given})" if given else ""
+        return msgspec.structs.replace(finding, command=line)
 
     def _unexplained(self, control: Deviation) -> list[Finding]:
         """Putting all back does not help: it is out of reach, or no state at all."""
