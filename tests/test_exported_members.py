@@ -28,6 +28,7 @@ def test_public_names():
         "diagnose",
         "diff",
         "open",
+        "prove_resume",
         "salvage",
         "save",
         "verify",

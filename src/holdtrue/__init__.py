@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from holdtrue.findings import Finding, Report
     from holdtrue.runs.keep import Keep
     from holdtrue.runs.loader import ResumableLoader
+    from holdtrue.runs.proving import prove_resume
     from holdtrue.runs.run import Run
     from holdtrue.saving import Saved, save
 
@@ -38,6 +39,7 @@ __all__ = [
     "diagnose",
     "diff",
     "open",
+    "prove_resume",
     "salvage",
     "save",
     "verify",
@@ -64,6 +66,7 @@ _HOMES = {
     "Report": "findings",
     "Keep": "runs.keep",
     "ResumableLoader": "runs.loader",
+    "prove_resume": "runs.proving",
     "Run": "runs.run",
     "Saved": "saving",
     "save": "saving",

@@ -4,7 +4,7 @@ import operator
 import os
 import re
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, SupportsFloat
@@ -141,8 +141,11 @@ def write(
     stall: float | None = None,
     staging: int = 0,
     progress: Progress | None = None,
+    confirm: Callable[[str], None] | None = None,
 ) -> Saved:
     """Write and publish what was prepared. Raises SaveError; what was on disk is then unchanged.
+
+    `confirm` is asked last of all, before it is published, and may raise.
 
     `sources` are those of `prepared`, or copies of them. `stall` is how long the caller waited,
     where that is over already; the manifest of such a save says what it cost.
@@ -162,6 +165,8 @@ def write(
                 began=prepared.began,
                 progress=progress,
             )
+            if confirm is not None:
+                confirm(str(prepared.target))
     except OSError as error:
         raise not_written(prepared.target, error, prepared.nbytes) from error
     seconds = time.perf_counter() - prepared.began

@@ -35,8 +35,8 @@ def saved(path: Path, losses: dict[int, float], keep: Keep | None = None) -> hol
 
 def aged(run: holdtrue.Run, step: int, created: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """The checkpoint as if it had been saved at that time: what the run knows of it is changed."""
-    manifest = run._manifests[step]
-    run._manifests[step] = type(manifest)(
+    manifest = run._shelf._manifests[step]
+    run._shelf._manifests[step] = type(manifest)(
         **{**{n: getattr(manifest, n) for n in manifest.__struct_fields__}, "created": created}
     )
 

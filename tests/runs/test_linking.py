@@ -88,7 +88,7 @@ def test_thawing_moves_parameters_to_the_trained_file(run: holdtrue.Run) -> None
 
 
 def test_a_checkpoint_removed_by_someone_else_is_not_linked(run: holdtrue.Run) -> None:
-    run._earlier()  # its manifest is known, its files are gone
+    run._shelf.earlier()  # its manifest is known, its files are gone
     for step in (1, 2):
         shutil.rmtree(run.path / f"step-{step:09d}")
     (run.path / "step-000000003" / "model-00001-of-00002.safetensors").unlink()

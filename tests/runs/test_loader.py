@@ -89,7 +89,7 @@ WORKERS = [
 ]
 
 
-@pytest.mark.parametrize("workers", WORKERS, ids=str)
+@pytest.mark.parametrize("workers", WORKERS, ids=["plain", "persistent", "seeded", "both"])
 @pytest.mark.parametrize(("kind", "done"), [(0, 3), (1, 8), (4, 1), (7, 6), (10, 7), (10, 12)])
 def test_workers_go_on_too_with_what_they_draw_at_random(
     kind: int, done: int, workers: dict[str, Any], tmp_path: Path

@@ -35,6 +35,7 @@ class Source(Struct, frozen=True, eq=False):
     shape: tuple[int, ...]  # as stored
     nbytes: int
     read: Callable[[], memoryview]
+    tensor: Tensor | None = None  # the live one, where it is a plain tensor
 
     def blocks(self) -> Iterator[memoryview]:
         """The bytes for the writer: in memory already, so in one block."""
@@ -222,7 +223,7 @@ def _record_strided(into: TensorSet, tensor: Tensor, key: str, base: TensorRecor
     row = DTYPES[base.dtype]
     into.records[key] = replace(base, stride=_kept_stride(tensor))
     into.sources[key] = Source(
-        row.code, base.shape + row.trailing, stored_bytes(tensor), lambda: raw_bytes(tensor)
+        row.code, base.shape + row.trailing, stored_bytes(tensor), lambda: raw_bytes(tensor), tensor
     )
     # A conjugate view reads its memory another way than its neighbours do.
     if tensor.numel() and not tensor.is_conj() and not tensor.is_neg():

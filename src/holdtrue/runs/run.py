@@ -5,8 +5,7 @@ import logging
 import os
 import threading
 import time
-import weakref
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal, Self
@@ -18,32 +17,25 @@ from holdtrue.checkpoint import Checkpoint
 from holdtrue.checkpoint import open as open_checkpoint
 from holdtrue.engine.linking import Earlier
 from holdtrue.engine.staging import Staged, Staging, copy_in
-from holdtrue.errors import HoldtrueError, SaveError, fail
+from holdtrue.errors import HoldtrueError, fail
 from holdtrue.findings import Finding, Report
-from holdtrue.formats.checkpoint_directory import read_manifest
-from holdtrue.formats.source import unreachable
-from holdtrue.records.manifest import Manifest, Ranking
+from holdtrue.records.manifest import Ranking
 from holdtrue.runs.background import Background
 from holdtrue.runs.choosing import (
     At,
     candidates,
-    free_name,
-    later,
-    put_later_aside,
     steps_given_up,
 )
 from holdtrue.runs.handle import Saving
 from holdtrue.runs.keep import Keep
-from holdtrue.runs.pruning import doomed, has_all_files, read_back, remove_steps
+from holdtrue.runs.overlap import Deferred, StepGate
+from holdtrue.runs.preemption import Preemption
 from holdtrue.runs.resuming import restore_parts, resume_first_whole
-from holdtrue.runs.writing import give_back, take
-from holdtrue.saving import Prepared, Saved, prepare, whole_step, write
-from holdtrue.storage.commit import clear_leftovers, make_directories
-from holdtrue.storage.failures import already_exists, not_written
+from holdtrue.runs.shelf import Shelf
+from holdtrue.saving import Prepared, prepare, whole_step, write
 from holdtrue.storage.locating import best_first, step_name, steps
 
 _log = logging.getLogger("holdtrue")
-_SAVED_ONCE = "go on with the next step; to do this one again, move what is there away first"
 
 
 class Run:
@@ -55,7 +47,10 @@ class Run:
     A save goes on behind the training. A save that comes while the one before is in progress waits
     for it, or is skipped with `busy="skip"`. With `verify="after"` each new checkpoint is read back
     from the disk before older ones are removed. `gradients=True` keeps the gradients too, for saves
-    in the middle of an accumulation.
+    in the middle of an accumulation. With `overlap=True` the copy of parameters and
+    optimizer state goes on beside the next forward and backward pass; each `optimizer.step()` waits
+    for it. With `preemption=True`, SIGTERM and SIGUSR1 let the step in progress end; then the state
+    is saved and the process exits, see `stop_if_asked`.
     """
 
     def __init__(
@@ -68,6 +63,8 @@ class Run:
         busy: Literal["wait", "skip"] = "wait",
         verify: Literal["after"] | None = None,
         gradients: bool = False,
+        overlap: bool = False,
+        preemption: bool = False,
         **parts: Any,
     ) -> None:
         if keep is not None and not isinstance(keep, Keep):
@@ -82,22 +79,16 @@ class Run:
         self.probe = probe  # inputs for `save`, see there
         self.busy = busy
         self.verify = verify
-        self._link = True  # files of the checkpoint before, where they did not change
         self.gradients = gradients  # kept as well, for a save between `backward` and `step`
         self.report: Report | None = None  # of the last resume
-        self._manifests: dict[int, Manifest] = {}
-        self._damaged: frozenset[int] = frozenset()  # what the last resume passed over
-        self._given_up: list[int] = []  # steps after the one that was resumed
+        self._shelf = Shelf(self.path)
         self._staging = Staging()
         self._behind = Background()
         self._saves = threading.RLock()  # several threads may save into one run
-        self._release: weakref.finalize[..., Any] | None = None  # while this process is the writer
-        try:
-            cleared = clear_leftovers(self.path)
-        except OSError as error:
-            raise unreachable(str(self.path), error) from None
-        for name in cleared:
-            _log.info("cleared away %s, left by a save that was killed", name)
+        self._at_rest = False  # see `rest`
+        self._shelf.clear_leftovers()
+        self._gate = StepGate(parts) if overlap else None
+        self._preemption = Preemption() if preemption else None
 
     def __repr__(self) -> str:
         return f"<run {self.path}: {len(steps(self.path))} checkpoints>"
@@ -115,6 +106,7 @@ class Run:
             self.close()
         else:  # a save that failed was logged when it did; what ended the block says more
             self._behind.wait()
+            self._let_go()
 
     def steps(self) -> list[int]:
         """The steps of the published checkpoints, oldest first. Waits for a save in progress."""
@@ -136,6 +128,10 @@ class Run:
         """
         step = whole_step(str(self.path), step)
         target = self.path / step_name(step)
+        if self._at_rest:
+            return Saving(step, target, skipped=True)
+        if self.stop_asked:
+            self.stop_if_asked(step, metrics)
         if self.busy == "skip" and self._behind.busy:
             _log.warning("step %d is not saved: the save before is still in progress", step)
             return Saving(step, target, skipped=True)
@@ -147,26 +143,78 @@ class Run:
     ) -> Saving:
         began = time.perf_counter()
         self.flush()
-        self._become_writer(target)
-        prepared = self._prepare(step, target, metrics)
-        self._leave_behind()
+        self._shelf.become_writer(target)
+        target, aside = self._shelf.place(step)
+        prepared = prepare(
+            target,
+            self.parts,
+            step,
+            metrics,
+            self.keep.ranking,
+            aside=aside,
+            probe=self.probe,
+            gradients=self.gradients,
+        )
+        self._shelf.leave_behind()
         saving = Saving(step, target, prepared.nbytes)
-        earlier = self._earlier()
+        earlier = self._shelf.earlier()
         if wait:
             saved = write(prepared, prepared.sources, earlier=earlier, stall=0.0)
             saving.stall = saved.seconds
-            self._published(step, saved)
+            self._shelf.published(step, saved, self.keep, verify=self.verify is not None)
             saving.end(saved)
             return saving
         places = self._staging.reserve(prepared.files)
-        copy_in(prepared.files, prepared.sources, places)
+        deferred = None
+        if self._gate is None:
+            copy_in(prepared.files, prepared.sources, places)
+        else:
+            given = (prepared.files, prepared.sources, places)
+            deferred = Deferred(*given, self._gate.optimizers)
+            deferred.copy_the_rest()
+            self._gate.shut(deferred)
         saving.staging = self._staging.nbytes
         saving.stall = time.perf_counter() - began
         copies = {key: Staged(place) for key, place in places.items()}
         self._behind.start(
-            f"holdtrue-save-{step}", lambda: self._write(saving, prepared, copies, earlier)
+            f"holdtrue-save-{step}",
+            lambda: self._write(saving, prepared, copies, earlier, deferred),
         )
         return saving
+
+    @contextlib.contextmanager
+    def rest(self) -> Iterator[None]:
+        """Inside the block nothing is saved: for steps that are not part of the training."""
+        self.flush()
+        before, self._at_rest = self._at_rest, True
+        try:
+            yield
+        finally:
+            self._at_rest = before
+
+    @property
+    def stop_asked(self) -> bool:
+        """True when a signal has asked the training to stop (`preemption=True`)."""
+        return self._preemption is not None and self._preemption.asked is not None
+
+    def stop_if_asked(self, step: int, metrics: Mapping[str, Any] | None = None) -> None:
+        """Call it after every step: where a signal has asked for it, saves and exits.
+
+        The exit code is 128 and the number of the signal: 143 for SIGTERM, 138 for SIGUSR1. `save`
+        does the same. A second signal does at once what it would have done without a Run.
+        """
+        if self._preemption is None or self._preemption.asked is None or self._at_rest:
+            return
+        step = whole_step(str(self.path), step)
+        with self._saves:
+            self.flush()
+            target = self.path / step_name(step)
+            if step in self._shelf.damaged or not os.path.lexists(target):
+                self._save(step, target, metrics, wait=True)
+        _log.warning("stopped by signal %d; step %d is saved", self._preemption.asked, step)
+        code = self._preemption.exit_code
+        self.close()
+        raise SystemExit(code)
 
     def resume(
         self,
@@ -191,23 +239,18 @@ class Run:
         after that one to abandoned-step-…
         """
         self._behind.wait()
-        found = steps(self.path)
-        manifests = self._read_manifests() if at == "best" else {}
-        asked = candidates(self.path, at, found, manifests, self.keep.ranking)
+        manifests = self._shelf.manifests() if at == "best" else {}
+        asked = candidates(self.path, at, steps(self.path), manifests, self.keep.ranking)
         codes = (allow,) if isinstance(allow, str) else tuple(allow)
-        restore = restore_parts(self.parts, codes, on_conflict)
-        self._damaged = frozenset()
-        resumed = resume_first_whole(asked, restore)
-        self._damaged = resumed.damaged
-        for step in resumed.damaged:
-            self._manifests.pop(step, None)
+        self._shelf.damaged = frozenset()
+        resumed = resume_first_whole(asked, restore_parts(self.parts, codes, on_conflict))
+        self._shelf.resumed(resumed)
         if resumed.error is not None:
             raise resumed.error
         self.report = resumed.report
-        # Those that were passed over as damaged are put aside as that, by a save of the same step.
-        self._given_up = [s for s in later(found, resumed.step) if s not in resumed.damaged]
-        if self._given_up and self.report is not None and resumed.step is not None:
-            said = steps_given_up(self.path, resumed.step, self._given_up)
+        given_up = self._shelf.given_up
+        if given_up and self.report is not None and resumed.step is not None:
+            said = steps_given_up(self.path, resumed.step, list(given_up))
             _log.warning("%s: %s", self.path, said.what)
             self.report = replace(self.report, findings=(said, *self.report.findings))
         return resumed.step or 0
@@ -233,10 +276,30 @@ class Run:
             raise ValueError(f'run.best(mode={mode!r}): give "min" or "max"')
         self._behind.wait()
         ranking = Ranking(by=name, mode=self.keep.mode if mode is UNSET else mode)
-        order = best_first(
-            [(s, m) for s, m in self._read_manifests().items() if m is not None], ranking
-        )
+        known = [(s, m) for s, m in self._shelf.manifests().items() if m is not None]
+        order = best_first(known, ranking)
         return open_checkpoint(self.path / step_name(order[0])) if order else None
+
+    def latest_state(self, part: str = "model") -> Any:
+        """A part's state from the newest checkpoint on disk; None when there is none yet.
+
+        The tensors are new ones: training on never changes them. See `Checkpoint.__getitem__`.
+        """
+        found = self.latest()
+        return None if found is None else found[part]
+
+    def best_state(
+        self,
+        part: str = "model",
+        by: str | None = None,
+        mode: Literal["min", "max"] | UnsetType = UNSET,
+    ) -> Any:
+        """A part's state from the best checkpoint on disk, as `best` finds it; else None.
+
+        The tensors are new ones: training on never changes them.
+        """
+        found = self.best(by, mode)
+        return None if found is None else found[part]
 
     def flush(self) -> None:
         """Returns when the last save is durable. Raises what it failed with, once."""
@@ -244,57 +307,21 @@ class Run:
         self._behind.raise_error()
 
     def close(self) -> None:
-        """End the run: `flush`, and give the memory for copies back."""
+        """End the run: `flush`, and give back the memory for copies, hooks and signals."""
         try:
             self.flush()
         finally:
             self._staging = Staging()
-            if self._release is not None:
-                self._release()
-                self._release = None
+            self._let_go()
 
-    def _become_writer(self, target: Path) -> None:
-        if self._release is not None and self._release.alive:
-            return
-        try:
-            make_directories(self.path)
-            take(self.path)
-        except OSError as error:
-            raise not_written(target, error, 0) from error
-        # Also when the run is dropped without `close`, as in a notebook's next cell.
-        self._release = weakref.finalize(self, give_back, self.path)
-
-    def _leave_behind(self) -> None:
-        """The training that this run was resumed away from ends before this one's first save.
-
-        Before and not after: killed in between, the next resume must not take the other's latest.
-        """
-        if self._given_up:
-            put_later_aside(self.path, self._given_up, steps(self.path))
-            for step in self._given_up:
-                self._manifests.pop(step, None)
-            self._given_up = []
-
-    def _prepare(self, step: int, target: Path, metrics: Mapping[str, Any] | None) -> Prepared:
-        aside = None
-        if os.path.lexists(target):
-            if step not in self._damaged and step not in self._given_up:
-                raise fail(SaveError, str(target), already_exists(target, _SAVED_ONCE))
-            if step in self._damaged:
-                aside = free_name(target, "damaged")
-                _log.warning("step %d was damaged; what is there becomes %s", step, aside)
-            else:
-                aside = free_name(target, "abandoned")  # it is gone by then
-        return prepare(
-            target,
-            self.parts,
-            step,
-            metrics,
-            self.keep.ranking,
-            aside=aside,
-            probe=self.probe,
-            gradients=self.gradients,
-        )
+    def _let_go(self) -> None:
+        """Nothing of the process outside is held any more."""
+        if self._gate is not None:
+            self._gate.remove()
+            self._gate = None
+        if self._preemption is not None:
+            self._preemption.end()
+        self._shelf.free()
 
     def _write(
         self,
@@ -302,64 +329,32 @@ class Run:
         prepared: Prepared,
         copies: Mapping[str, Staged],
         earlier: Earlier | None,
+        deferred: Deferred | None,
     ) -> None:
-        """Behind the training: write, publish, prune."""
+        """Behind the training: copy what was left to copy, write, publish, prune."""
+        gate = self._gate
         try:
+            if deferred is not None:
+                deferred.copy(str(prepared.target))
+                if gate is not None:
+                    gate.open()
             saved = write(
-                prepared, copies, earlier=earlier, stall=saving.stall, staging=saving.staging
+                prepared,
+                copies,
+                earlier=earlier,
+                stall=saving.stall,
+                staging=saving.staging,
+                confirm=None if deferred is None else deferred.confirm,
             )
-            self._published(saving.step, saved)
+            self._shelf.published(saving.step, saved, self.keep, verify=self.verify is not None)
         except BaseException as error:
             _log.error("step %d was not saved: %s", saving.step, error)
             saving.end(None, error)
             raise
+        finally:
+            if gate is not None:
+                gate.open()
         saving.end(saved)
-
-    def _published(self, step: int, saved: Saved) -> None:
-        self._damaged -= {step}
-        if saved.not_linked is not None:
-            _log.info("step %d: no file was linked: %s", step, saved.not_linked)
-        if self.verify:
-            self._link = False  # not from what may turn out to be damaged
-            try:
-                read_back(saved.path)
-            except HoldtrueError:
-                self._damaged |= {step}
-                raise
-        self._link = True
-        self._prune()
-
-    def _earlier(self) -> Earlier | None:
-        """The newest checkpoint that is there, for its unchanged files."""
-        if not self._link:
-            return None
-        with contextlib.suppress(HoldtrueError):  # a run that cannot be listed has none to offer
-            for step, path in reversed(steps(self.path).items()):
-                manifest = self._manifest(step, path)
-                if manifest is not None:
-                    return Earlier(path, manifest)
-        return None
-
-    def _read_manifests(self) -> dict[int, Manifest | None]:
-        return {step: self._manifest(step, path) for step, path in steps(self.path).items()}
-
-    def _manifest(self, step: int, path: Path) -> Manifest | None:
-        """None for one that cannot be read, or is damaged: its manifest may well be whole."""
-        if step not in self._manifests and step not in self._damaged:
-            with contextlib.suppress(HoldtrueError):
-                self._manifests[step] = read_manifest(path)
-        return None if step in self._damaged else self._manifests.get(step)
-
-    def _prune(self) -> None:
-        """A checkpoint that cannot be removed is no reason to fail: the save is done."""
-        try:
-            found = {s: (p, self._manifest(s, p)) for s, p in steps(self.path).items()}
-            going = doomed(self.keep, found, has_all_files)
-        except HoldtrueError as error:
-            _log.warning("nothing is removed, the run cannot be listed:%s", error)
-            return
-        for step in remove_steps(self.keep, going, found):
-            self._manifests.pop(step, None)
 
 
 def _no_rules(keep: Any) -> Finding:

@@ -1,0 +1,150 @@
+"""What stands in a run's directory, as far as this process knows it, and who may write there."""
+
+import contextlib
+import logging
+import os
+import weakref
+from pathlib import Path
+from typing import Any
+
+from holdtrue.engine.linking import Earlier
+from holdtrue.errors import HoldtrueError, SaveError, fail
+from holdtrue.formats.checkpoint_directory import read_manifest
+from holdtrue.formats.source import unreachable
+from holdtrue.records.manifest import Manifest
+from holdtrue.runs.choosing import free_name, later, put_later_aside
+from holdtrue.runs.keep import Keep
+from holdtrue.runs.pruning import doomed, has_all_files, read_back, remove_steps
+from holdtrue.runs.resuming import Resumed
+from holdtrue.runs.writing import give_back, take
+from holdtrue.saving import Saved
+from holdtrue.storage.commit import clear_leftovers, make_directories
+from holdtrue.storage.failures import already_exists, not_written
+from holdtrue.storage.locating import step_name, steps
+
+_log = logging.getLogger("holdtrue")
+_SAVED_ONCE = "go on with the next step; to do this one again, move what is there away first"
+
+
+class Shelf:
+    """The checkpoints of one run. `damaged` and `given_up` are steps that are there and count no
+    more: those that the last resume passed over, and those after the one that it went back to."""
+
+    def __init__(self, run: Path) -> None:
+        self.run = run
+        self.damaged: frozenset[int] = frozenset()
+        self.given_up: tuple[int, ...] = ()
+        self._manifests: dict[int, Manifest] = {}
+        self._link = True  # files of the checkpoint before, where they did not change
+        self._release: weakref.finalize[..., Any] | None = None  # while this process is the writer
+
+    def clear_leftovers(self) -> None:
+        """Remove what killed saves left. Raises OpenError where the directory may not be read."""
+        try:
+            cleared = clear_leftovers(self.run)
+        except OSError as error:
+            raise unreachable(str(self.run), error) from None
+        for name in cleared:
+            _log.info("cleared away %s, left by a save that was killed", name)
+
+    def manifests(self) -> dict[int, Manifest | None]:
+        """The manifest of each step, oldest first; None for one that counts no more."""
+        return {step: self._manifest(step, path) for step, path in steps(self.run).items()}
+
+    def earlier(self) -> Earlier | None:
+        """The newest checkpoint that is there, for its unchanged files."""
+        if not self._link:
+            return None
+        with contextlib.suppress(HoldtrueError):  # a run that cannot be listed has none to offer
+            for step, path in reversed(steps(self.run).items()):
+                manifest = self._manifest(step, path)
+                if manifest is not None:
+                    return Earlier(path, manifest)
+        return None
+
+    def place(self, step: int) -> tuple[Path, Path | None]:
+        """Where a step goes, and the name that what is there gets. Raises SaveError where it has
+        been saved already."""
+        target = self.run / step_name(step)
+        if not os.path.lexists(target):
+            return target, None
+        if step in self.damaged:
+            aside = free_name(target, "damaged")
+            _log.warning("step %d was damaged; what is there becomes %s", step, aside)
+            return target, aside
+        if step in self.given_up:
+            return target, free_name(target, "abandoned")  # it is gone by then
+        raise fail(SaveError, str(target), already_exists(target, _SAVED_ONCE))
+
+    def resumed(self, found: Resumed) -> None:
+        """Note which steps count no more after a resume."""
+        self.damaged = found.damaged
+        for step in found.damaged:
+            self._manifests.pop(step, None)
+        if found.error is None:
+            newer = later(steps(self.run), found.step)
+            # Damaged ones are put aside as that, by a save of the same step.
+            self.given_up = tuple(step for step in newer if step not in found.damaged)
+
+    def leave_behind(self) -> None:
+        """The training that was resumed away from ends before the first save of this one.
+
+        Before and not after: killed in between, the next resume must not take the other's latest.
+        """
+        if self.given_up:
+            put_later_aside(self.run, list(self.given_up), steps(self.run))
+            for step in self.given_up:
+                self._manifests.pop(step, None)
+            self.given_up = ()
+
+    def published(self, step: int, saved: Saved, keep: Keep, *, verify: bool) -> None:
+        """Read a new checkpoint back where asked to, then remove what no rule keeps. Raises
+        DamageError; nothing is removed then."""
+        self.damaged -= {step}
+        if saved.not_linked is not None:
+            _log.info("step %d: no file was linked: %s", step, saved.not_linked)
+        if verify:
+            self._link = False  # not from what may turn out to be damaged
+            try:
+                read_back(saved.path)
+            except HoldtrueError:
+                self.damaged |= {step}
+                raise
+        self._link = True
+        self._prune(keep)
+
+    def become_writer(self, target: Path) -> None:
+        """Raises SaveError where another process saves into the run, or the disk refuses."""
+        if self._release is not None and self._release.alive:
+            return
+        try:
+            make_directories(self.run)
+            take(self.run)
+        except OSError as error:
+            raise not_written(target, error, 0) from error
+        # Also when the run is dropped without `close`, as in a notebook's next cell.
+        self._release = weakref.finalize(self, give_back, self.run)
+
+    def free(self) -> None:
+        """Let others write."""
+        if self._release is not None:
+            self._release()
+            self._release = None
+
+    def _manifest(self, step: int, path: Path) -> Manifest | None:
+        """None for one that cannot be read, or is damaged: its manifest may well be whole."""
+        if step not in self._manifests and step not in self.damaged:
+            with contextlib.suppress(HoldtrueError):
+                self._manifests[step] = read_manifest(path)
+        return None if step in self.damaged else self._manifests.get(step)
+
+    def _prune(self, keep: Keep) -> None:
+        """A checkpoint that cannot be removed is no reason to fail: the save is done."""
+        try:
+            found = {s: (p, self._manifest(s, p)) for s, p in steps(self.run).items()}
+            going = doomed(keep, found, has_all_files)
+        except HoldtrueError as error:
+            _log.warning("nothing is removed, the run cannot be listed:%s", error)
+            return
+        for step in remove_steps(keep, going, found):
+            self._manifests.pop(step, None)
