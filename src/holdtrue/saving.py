@@ -105,10 +105,12 @@ def prepare(
     aside: Path | None = None,
     probe: Any = None,
     gradients: bool = False,
+    began: float | None = None,
 ) -> Prepared:
     """Read the state of all parts and lay it out. What stands at `target` is replaced, or kept
-    under the name `aside`. Raises SaveError when something cannot be kept."""
-    began = time.perf_counter()
+    under the name `aside`; `began` is when the save was asked for, by `time.perf_counter`.
+    Raises SaveError when something cannot be kept."""
+    began = time.perf_counter() if began is None else began
     captured, files, metrics_node = _captured(
         target, parts, metrics, overwrite, aside, probe, gradients
     )

@@ -154,6 +154,7 @@ class Run:
             aside=aside,
             probe=self.probe,
             gradients=self.gradients,
+            began=began,
         )
         self._shelf.leave_behind()
         saving = Saving(step, target, prepared.nbytes)
