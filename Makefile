@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
-.PHONY: demo test test-all lint clean
+.PHONY: demo test test-all lint bench-diagnosis clean
 
 demo: .venv/demo-installed
 	$(BIN)/holdtrue demo
@@ -20,6 +20,16 @@ lint: .venv/dev-installed
 	$(BIN)/mypy
 	$(BIN)/lint-imports --no-logo
 
+# In an environment of its own: the tools that the doctor is compared with are not ours to install.
+bench-diagnosis: .venv-bench/installed
+	.venv-bench/bin/python -m benchmarks.diagnosis --write
+
+.venv-bench/installed: benchmarks/diagnosis/requirements.txt pyproject.toml constraints.txt
+	$(PYTHON) -m venv .venv-bench
+	.venv-bench/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt \
+		-e '.[dev]' -r benchmarks/diagnosis/requirements.txt
+	touch $@
+
 .venv/bin/python:
 	$(PYTHON) -m venv .venv
 
@@ -32,4 +42,4 @@ lint: .venv/dev-installed
 	touch $@
 
 clean:
-	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache .import_linter_cache build src/*.egg-info
+	rm -rf .venv .venv-bench .mypy_cache .ruff_cache .pytest_cache .import_linter_cache build src/*.egg-info
