@@ -10,7 +10,7 @@ from holdtrue.diagnosis.folders import find_folder, is_folder, open_meant
 from holdtrue.diagnosis.targets import about_targets, about_training
 from holdtrue.diagnosis.values import Progress, about_damage, about_values
 from holdtrue.doctor.amounts import counted
-from holdtrue.doctor.commands import into_model
+from holdtrue.doctor.commands import into_model, without_rest
 from holdtrue.doctor.examining import examine
 from holdtrue.doctor.file_facts import about_text
 from holdtrue.errors import HoldtrueError
@@ -71,8 +71,9 @@ def diagnose(
 
 def _told(place: Path, findings: Iterable[Finding], deep: bool) -> list[Finding]:
     """The findings; those of damage with what can still be had from the file."""
+    findings = without_rest(findings, str(place))
     if all(finding.severity != "error" for finding in findings):
-        return list(findings)
+        return findings
     from holdtrue.doctor.damage import told_with_rest
 
     return told_with_rest(str(place), findings, deep=deep)
