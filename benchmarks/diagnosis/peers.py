@@ -36,7 +36,7 @@ def asked(broken: Broken) -> dict[str, dict[str, Any]]:
         except Exception as error:
             said = f"{type(error).__name__}: {error}"[:_TEXT]
         answers[tool] = {
-            "said": said[:600],
+            "said": re.sub(r'File ".*/', 'File "', said)[:300],
             "cause": _matches(broken.cause, said),
             "fix": _matches(broken.cure, said),
             "silent": not said.strip(),

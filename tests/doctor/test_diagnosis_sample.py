@@ -12,7 +12,7 @@ import pytest
 ROOT = Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT))
 
-from benchmarks.diagnosis.broken import all_cases  # noqa: E402
+from benchmarks.diagnosis.broken import Mended, all_cases  # noqa: E402
 from benchmarks.diagnosis.healthy import all_samples  # noqa: E402
 from benchmarks.diagnosis.judging import judge  # noqa: E402
 
@@ -31,6 +31,18 @@ def test_what_is_told_of_a_broken_checkpoint(case, figure):
         pytest.xfail(f"never was right: {verdict.why}")
     figure("broken checkpoints diagnosed")
     assert verdict.right, (verdict.why, verdict.told)
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda case: f"{case.family}/{case.name}")
+def test_no_mend_is_there_before_it_is_made(case, tmp_path):
+    try:
+        broken = case.build(tmp_path, RECORDED["seed"])
+    except ModuleNotFoundError as error:
+        pytest.skip(f"{error.name} is not installed")
+    if isinstance(broken.mend, Mended):
+        missing = tmp_path / "not-written.safetensors"
+        with pytest.raises((FileNotFoundError, AssertionError)):
+            assert broken.mend.check({**broken.targets, "written": str(missing)})
 
 
 @pytest.mark.parametrize("sample", SAMPLES, ids=lambda sample: sample.name)

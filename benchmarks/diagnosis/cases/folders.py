@@ -209,7 +209,7 @@ def trainer_checkpoint_incomplete(at: At, gone: str) -> Broken:
     finds = (
         ("optimizer-absent", "resume-completeness")
         if gone == "optimizer.pt"
-        else ("weights-absent", "directory-unknown")
+        else ("weights-absent", "resume-completeness")
     )
     return Broken(
         path=folder, finds=finds, place=("optimizer", "model", folder.name),

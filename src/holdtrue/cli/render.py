@@ -9,6 +9,7 @@ from rich.text import Text
 
 from holdtrue.doctor.amounts import counted as counted
 from holdtrue.doctor.amounts import size as size
+from holdtrue.doctor.explain import page
 from holdtrue.findings import Finding, Report, render_finding, report_to_builtins, summary
 
 _STYLES = {"error": "bold red", "warning": "yellow", "note": "cyan"}
@@ -41,6 +42,9 @@ def show_report(report: Report, *, json: bool) -> None:
         console.print(styled_finding(finding))
     console.print()
     console.print(Text(summary(report)))
+    explained = next((f.code for f in report.findings if page(f.code)), None)
+    if explained is not None:
+        console.print(Text(f"holdtrue explain {explained} says more", style="dim"))
 
 
 def show_json(value: Any) -> None:

@@ -82,7 +82,7 @@ def _of_class(pair: Pair, saved: ClassRecord, here: ClassRecord) -> Iterator[_Ch
             record = pair.saved if name in one else pair.here
             key = one.get(name) or other[name]
             yield _only_in_one(record, key, name in one)
-    for name in saved.constants.keys() & here.constants.keys():
+    for name in sorted(saved.constants.keys() & here.constants.keys()):
         label = f"the class attribute {name}"
         yield from _constant(pair, saved.constants[name], here.constants[name], label)
 
@@ -128,7 +128,7 @@ def _of_function(
     for name, (before, after) in _paired(one.constants, other.constants, same):
         label = f"{name}, which {place} reads,"
         yield from _constant(pair, before, after, label)
-    for name in one.defaults.keys() & other.defaults.keys():
+    for name in sorted(one.defaults.keys() & other.defaults.keys()):
         label = f"the default of {name} in {place}"
         yield from _constant(pair, one.defaults[name], other.defaults[name], label)
     for _, (first, second) in _paired(_own(one), _own(other), same):
@@ -157,7 +157,7 @@ def _paired(
     """What stands in both; by position in functions that are the same but for names."""
     if same and len(saved) == len(here):
         return list(zip(here, zip(saved.values(), here.values(), strict=True), strict=True))
-    return [(name, (saved[name], here[name])) for name in saved.keys() & here.keys()]
+    return [(name, (saved[name], here[name])) for name in sorted(saved.keys() & here.keys())]
 
 
 def _constant(pair: Pair, saved: Any, here: Any, label: str) -> Iterator[_Change]:

@@ -34,7 +34,7 @@ def compare_libraries(pair: Pair) -> list[Finding]:
     """A warning where a version is known to change a class or function that the model uses."""
     findings = []
     used = _names(pair)
-    for name in pair.saved.distributions.keys() & pair.here.distributions.keys():
+    for name in sorted(pair.saved.distributions.keys() & pair.here.distributions.keys()):
         saved, here = pair.saved.distributions[name], pair.here.distributions[name]
         one, other = _numbers(saved), _numbers(here)
         if one == other:

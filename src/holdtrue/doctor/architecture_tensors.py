@@ -17,7 +17,7 @@ def compare_registration(pair: Pair) -> list[Finding]:
 def _persistence(pair: Pair) -> Iterator[Finding]:
     for path in pair.paths:
         saved, here = pair.kinds(path)
-        for name in saved.tensors.keys() & here.tensors.keys():
+        for name in [n for n in saved.tensors if n in here.tensors]:
             before, after = saved.tensors[name].persistent, here.tensors[name].persistent
             if before != after:
                 yield Finding(
@@ -95,7 +95,7 @@ def compare_tensors(pair: Pair) -> list[Finding]:
 def _facts(pair: Pair) -> Iterator[Finding]:
     for path in pair.paths:
         saved, here = pair.kinds(path)
-        for name in saved.tensors.keys() & here.tensors.keys():
+        for name in [n for n in saved.tensors if n in here.tensors]:
             one, other = saved.tensors[name], here.tensors[name]
             where = f"{pair.where(path)}.{name}"
             if one.dtype != other.dtype:

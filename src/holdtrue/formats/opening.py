@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from importlib import import_module
 
-from holdtrue.formats.detect import Kind, detect
+from holdtrue.formats.detect import Detected, Kind, detect
 from holdtrue.formats.source import refuse
 from holdtrue.formats.view import View
 
@@ -33,8 +33,8 @@ def reader_of(kind: Kind) -> Callable[[str], View]:
     return found
 
 
-def read(path: str) -> View:
-    """The checkpoint at a path, whatever wrote it. Raises OpenError or DamageError."""
+def detect_checkpoint(path: str) -> Detected:
+    """The format of one checkpoint. Raises OpenError for a run, which holds several."""
     detected = detect(path)
     if detected.kind == "holdtrue-run":
         raise refuse(
@@ -44,4 +44,10 @@ def read(path: str) -> View:
             f"it holds {detected.detail}",
             "give the path of one of these",
         )
+    return detected
+
+
+def read(path: str) -> View:
+    """The checkpoint at a path, whatever wrote it. Raises OpenError or DamageError."""
+    detected = detect_checkpoint(path)
     return reader_of(detected.kind)(detected.path)

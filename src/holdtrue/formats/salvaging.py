@@ -21,8 +21,8 @@ from holdtrue.formats import (
     torch_legacy,
     torch_zip,
 )
-from holdtrue.formats.detect import Detected, Kind, detect
-from holdtrue.formats.opening import reader_of
+from holdtrue.formats.detect import Detected, Kind
+from holdtrue.formats.opening import detect_checkpoint, reader_of
 from holdtrue.formats.pickle_tensors import row
 from holdtrue.formats.source import open_source, read_bytes
 from holdtrue.formats.tensor_bytes import element_bytes
@@ -82,7 +82,7 @@ def salvage(path: str) -> Salvaged:
 def _detected(path: str) -> Detected:
     """What the file is; a zip archive is known by its end too, where its beginning is zeros."""
     try:
-        return detect(path)
+        return detect_checkpoint(path)
     except OpenError as error:
         if all(finding.code != "file-zeroed" for finding in error.report.findings):
             raise
