@@ -45,6 +45,8 @@ def diagnose(
         if folder is not None and folder.kept and (is_folder(said) or folder.run):
             about = f"folder of {counted(len(folder.kept), 'checkpoint')}"
             left = ["each checkpoint by itself", *_left(deep)]
+            if targets:
+                left.append(f"whether one fits {', '.join(targets)}: name one of them")
             return report(str(place), findings, left, about)
         told = _told(place, said, deep)
         return report(str(place), [*told, *findings], ["everything else: it cannot be opened"])
@@ -53,9 +55,14 @@ def diagnose(
         findings += about_damage(checkpoint, findings)
     findings = [*_told(checkpoint.path, findings, deep), *about_training(place, checkpoint)]
     if targets:
-        beside = about_targets(checkpoint, os.fspath(path), targets)
+        # The path as it was given, unless it is a folder in which the file had to be found.
+        found = folder is None or folder.run or checkpoint.path == place
+        given = os.fspath(path) if found else str(checkpoint.path)
+        beside = about_targets(checkpoint, place, given, targets)
         # What the comparison knows more of is not told twice.
         compared = {finding.code for finding in beside}
+        if any(f.code == "part-missing" and f.where == "model" for f in beside):
+            compared.add("weights-absent")
         findings = [*(f for f in findings if f.code not in compared), *beside]
     if deep:
         findings += about_values(checkpoint, findings, progress, targets)
