@@ -116,3 +116,17 @@ def test_one_cause_for_pieces_without_their_metadata(tmp_path):
     dcp.save({"w": torch.ones(3), "b": torch.ones(500)}, checkpoint_id=tmp_path / "d", no_dist=True)
     (tmp_path / "d" / ".metadata").unlink()
     assert [f.code for f in holdtrue.diagnose(tmp_path / "d").errors] == ["save-unfinished"]
+
+
+@pytest.mark.parametrize("prefix", ["", "module.", "encoder.net."])
+@pytest.mark.parametrize("made", [False, True])
+def test_values_beyond_the_models_dtype_are_found_by_fitted_names(tmp_path, prefix, made):
+    state = torch.nn.Linear(3, 2).state_dict()
+    state["weight"][0, 1] = 1e6
+    torch.save({prefix + name: tensor for name, tensor in state.items()}, tmp_path / "m.pt")
+
+    def half():
+        return torch.nn.Linear(3, 2).half()
+
+    report = holdtrue.diagnose(tmp_path / "m.pt", model=half if made else half(), deep=True)
+    assert f"{prefix}weight" in _found(report, "values-out-of-range").where

@@ -7,7 +7,7 @@ from typing import Any
 
 from holdtrue.checkpoint import Checkpoint
 from holdtrue.diagnosis.folders import find_folder, is_folder, open_meant
-from holdtrue.diagnosis.targets import about_targets, about_training
+from holdtrue.diagnosis.targets import about_targets, about_training, wanted_dtypes
 from holdtrue.diagnosis.values import Progress, about_damage, about_values
 from holdtrue.doctor.amounts import counted
 from holdtrue.doctor.commands import into_model, without_rest
@@ -65,7 +65,8 @@ def diagnose(
             compared.add("weights-absent")
         findings = [*(f for f in findings if f.code not in compared), *beside]
     if deep:
-        findings += about_values(checkpoint, findings, progress, targets)
+        wanted = wanted_dtypes(checkpoint, os.fspath(path), targets)
+        findings += about_values(checkpoint, findings, progress, wanted)
     findings = _once(findings)
     if "model" in targets:
         findings = into_model(findings, str(checkpoint.path))

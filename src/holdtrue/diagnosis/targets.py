@@ -50,6 +50,20 @@ def about_targets(
     return findings
 
 
+def wanted_dtypes(checkpoint: Checkpoint, given: str, targets: dict[str, Any]) -> dict[str, str]:
+    """The dtype of the live parameter that each tensor of the file is meant for, by path."""
+    if not targets:
+        return {}
+    from holdtrue.restore.comparing import is_module_target, live_targets, meant_dtypes
+    from holdtrue.restore.request import Request
+
+    models = {name: target for name, target in targets.items() if is_module_target(name, target)}
+    live, _ = live_targets(models)
+    view, manifest = checkpoint.view, checkpoint.manifest
+    request = Request(view=view, manifest=manifest, targets=live, given=given)
+    return meant_dtypes(request) if live else {}
+
+
 def _training_view(place: Path, checkpoint: Checkpoint) -> View:
     """The view, with the files that a trainer puts beside the weights."""
     view = checkpoint.view
