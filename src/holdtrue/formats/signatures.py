@@ -116,7 +116,7 @@ def zeroed(path: str, nbytes: int, whole: bool) -> OpenError:
         path,
         "file-zeroed",
         "the file holds nothing but zeros" if whole else "the file's beginning is zeros",
-        f"all of the first {nbytes:,} bytes are zero; the space was reserved and the data never "
+        f"the first {nbytes:,} bytes are all zero; the space was reserved and the data never "
         "reached the disk (a crash, a full disk, an interrupted download)",
         "go back to the checkpoint before, or fetch the file again",
     )

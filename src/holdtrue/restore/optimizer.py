@@ -17,7 +17,7 @@ from holdtrue.records.parts import OptimizerState
 from holdtrue.records.trust import class_name
 from holdtrue.restore.casting import dtype_findings
 from holdtrue.restore.fresh import Fresh
-from holdtrue.restore.moments import Place, decode_state
+from holdtrue.restore.moments import Place, decode_state, without_values
 from holdtrue.restore.plan import Action, Groups, Plan, grouped
 from holdtrue.restore.value import by_position, decode_into
 
@@ -49,6 +49,10 @@ def plan_optimizer(
         return
     if isinstance(optimizer, torch.optim.LBFGS) and _order(saved) != _order(here):
         plan.found(_lbfgs_order(part))
+        return
+    empty = without_values(state, tensors.tensors)
+    if empty:
+        plan.found(_no_values(part, empty))
         return
     settings = _plan_settings(part, state, saved, optimizer, here, plan, tensors)
     kept = _plan_state(state, optimizer, here, plan, tensors)
@@ -231,10 +235,17 @@ def _alike(a: dict[str, Any], b: dict[str, Any]) -> bool:
 
 def _same(a: Any, b: Any) -> bool:
     if not all(isinstance(v, Tensor | bool | int | float) for v in (a, b)):
-        return a is b or (not isinstance(a, Tensor) and not isinstance(b, Tensor) and bool(a == b))
+        return a is b or (not isinstance(a, Tensor) and not isinstance(b, Tensor) and _equal(a, b))
     if isinstance(a, Tensor) or isinstance(b, Tensor):
         return bool(torch.as_tensor(a, device="cpu").equal(torch.as_tensor(b, device="cpu")))
     return bool(a == b)
+
+
+def _equal(a: Any, b: Any) -> bool:
+    try:
+        return bool(a == b)
+    except (ValueError, RecursionError):  # arrays, whose answer is one too; lists in themselves
+        return False
 
 
 def _other_device(names: list[str], group: Mapping[str, Any], plan: Plan, tensors: Fresh) -> bool:
@@ -344,6 +355,18 @@ def _merged(part: str, group: int, sources: list[int]) -> Finding:
         why="one group can have one learning rate, weight decay, … only",
         fix="build the groups as they were saved, or keep the code's settings for this one: "
         'allow=["optimizer-groups-merged"]',
+    )
+
+
+def _no_values(part: str, empty: list[str]) -> Finding:
+    return grouped(
+        "values-missing",
+        "error",
+        f"{len(empty)} tensors of the optimizer have no values in the file",
+        [f"{part}: {name}" for name in empty],
+        why="they were on the meta device when saved: a shape and a dtype, no numbers",
+        fix="save the optimizer once it has values, or leave this one as it is: "
+        'allow=["values-missing"]',
     )
 
 
