@@ -1,5 +1,6 @@
 """Optimizers: after a restore into fresh objects, the next ten steps are the run's own."""
 
+import copy
 import itertools
 from collections.abc import Callable
 from pathlib import Path
@@ -687,3 +688,26 @@ def test_every_pair_of_orders_of_three_groups(tmp_path: Path) -> None:
         fresh, other = make(2, order)
         holdtrue.open(tmp_path / "c").restore(model=fresh, optimizer=other)
         assert train(fresh, [other], 2, 2) == expected, order
+
+
+@pytest.mark.parametrize("place", ["state", "settings"])
+def test_state_without_values_is_refused(tmp_path: Path, place: str) -> None:
+    model = nn.Linear(2, 2)
+    optimizer = torch.optim.AdamW(model.parameters())
+    model(torch.ones(1, 2)).sum().backward()
+    optimizer.step()
+    state = copy.deepcopy(optimizer.state_dict())
+    if place == "state":
+        state["state"][0]["exp_avg"] = torch.empty(2, 2, device="meta")
+    else:
+        state["param_groups"][0]["lr"] = torch.empty((), device="meta")
+    torch.save({"model": model.state_dict(), "optimizer": state}, tmp_path / "f.pt")
+    before = bits(optimizer.state_dict()["state"][0]["exp_avg"])
+    checkpoint = holdtrue.open(tmp_path / "f.pt")
+    with pytest.raises(holdtrue.RestoreError) as caught:
+        checkpoint.restore(model=model, optimizer=optimizer)
+    assert "values-missing" in {finding.code for finding in caught.value.report.findings}
+    checkpoint.restore(model=model, optimizer=optimizer, allow=["values-missing"])
+    assert bits(optimizer.state_dict()["state"][0]["exp_avg"]) == before
+    found = holdtrue.diagnose(tmp_path / "f.pt")
+    assert "values-missing" in {finding.code for finding in found.findings}

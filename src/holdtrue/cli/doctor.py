@@ -6,9 +6,9 @@ from typing import Any
 import click
 
 from holdtrue.cli.imported import imported
-from holdtrue.cli.progress import progress_bar
 from holdtrue.cli.render import show_report
 from holdtrue.diagnosis.diagnose import diagnose
+from holdtrue.findings import Report
 
 _NOT_MADE = {"model-unavailable", "optimizer-unavailable"}
 
@@ -34,9 +34,15 @@ def command(path: str, model: str | None, optimizer: str | None, deep: bool, jso
     targets: dict[str, Any] = {"model": imported(model)} if model else {}
     if optimizer:
         targets["optimizer"] = imported(optimizer, "--optimizer")
-    with progress_bar("reading") as progress:
-        found = diagnose(path, deep=deep, progress=progress, **targets)
+    found = _read_all(path, targets) if deep else diagnose(path, **targets)
     show_report(found, json=json)
     if any(f.code in _NOT_MADE for f in found.findings):
         sys.exit(2)
     sys.exit(int(any(f.severity != "note" for f in found.findings)))
+
+
+def _read_all(path: str, targets: dict[str, Any]) -> Report:
+    from holdtrue.cli.progress import progress_bar  # not imported where all is told at once
+
+    with progress_bar("reading") as progress:
+        return diagnose(path, deep=True, progress=progress, **targets)

@@ -7,10 +7,10 @@ from typing import Any
 
 from holdtrue.checkpoint import Checkpoint
 from holdtrue.diagnosis.folders import find_folder, is_folder, open_meant
-from holdtrue.diagnosis.targets import about_targets, about_training
+from holdtrue.diagnosis.targets import about_targets, about_training, wanted_dtypes
 from holdtrue.diagnosis.values import Progress, about_damage, about_values
 from holdtrue.doctor.amounts import counted
-from holdtrue.doctor.commands import into_model
+from holdtrue.doctor.commands import into_model, without_rest
 from holdtrue.doctor.examining import examine
 from holdtrue.doctor.file_facts import about_text
 from holdtrue.errors import HoldtrueError
@@ -45,6 +45,8 @@ def diagnose(
         if folder is not None and folder.kept and (is_folder(said) or folder.run):
             about = f"folder of {counted(len(folder.kept), 'checkpoint')}"
             left = ["each checkpoint by itself", *_left(deep)]
+            if targets:
+                left.append(f"whether one fits {', '.join(targets)}: name one of them")
             return report(str(place), findings, left, about)
         told = _told(place, said, deep)
         return report(str(place), [*told, *findings], ["everything else: it cannot be opened"])
@@ -53,12 +55,18 @@ def diagnose(
         findings += about_damage(checkpoint, findings)
     findings = [*_told(checkpoint.path, findings, deep), *about_training(place, checkpoint)]
     if targets:
-        beside = about_targets(checkpoint, os.fspath(path), targets)
+        # The path as it was given, unless it is a folder in which the file had to be found.
+        found = folder is None or folder.run or checkpoint.path == place
+        given = os.fspath(path) if found else str(checkpoint.path)
+        beside = about_targets(checkpoint, place, given, targets)
         # What the comparison knows more of is not told twice.
         compared = {finding.code for finding in beside}
+        if any(f.code == "part-missing" and f.where == "model" for f in beside):
+            compared.add("weights-absent")
         findings = [*(f for f in findings if f.code not in compared), *beside]
     if deep:
-        findings += about_values(checkpoint, findings, progress, targets)
+        wanted = wanted_dtypes(checkpoint, os.fspath(path), targets)
+        findings += about_values(checkpoint, findings, progress, wanted)
     findings = _once(findings)
     if "model" in targets:
         findings = into_model(findings, str(checkpoint.path))
@@ -71,8 +79,9 @@ def diagnose(
 
 def _told(place: Path, findings: Iterable[Finding], deep: bool) -> list[Finding]:
     """The findings; those of damage with what can still be had from the file."""
+    findings = without_rest(findings, str(place))
     if all(finding.severity != "error" for finding in findings):
-        return list(findings)
+        return findings
     from holdtrue.doctor.damage import told_with_rest
 
     return told_with_rest(str(place), findings, deep=deep)

@@ -24,10 +24,13 @@ def about_training(place: Path, checkpoint: Checkpoint) -> list[Finding]:
     return examine(Training(view=view, saved=saved), view.path)
 
 
-def about_targets(checkpoint: Checkpoint, given: str, targets: dict[str, Any]) -> list[Finding]:
-    """What a restore into them would find. Imported here: without targets torch is not needed."""
+def about_targets(
+    checkpoint: Checkpoint, place: Path, given: str, targets: dict[str, Any]
+) -> list[Finding]:
+    """What a restore into them would find; `given` is what the calls that are proposed open."""
     if find_spec("torch") is None:
         raise torch_missing("comparing with a model")
+    # Imported here: without targets torch is not needed.
     from holdtrue.restore.comparing import compare, compare_training, is_module_target, live_targets
     from holdtrue.restore.request import Request
     from holdtrue.restore.training_factories import made_training
@@ -42,9 +45,23 @@ def about_targets(checkpoint: Checkpoint, given: str, targets: dict[str, Any]) -
     if asked:
         findings += compare(Request(view=view, manifest=manifest, targets=asked, given=given))
     if manifest is None and (live or others):
-        whole = _training_view(Path(given), checkpoint)
+        whole = _training_view(place, checkpoint)
         findings += compare_training(whole, live | others, given)
     return findings
+
+
+def wanted_dtypes(checkpoint: Checkpoint, given: str, targets: dict[str, Any]) -> dict[str, str]:
+    """The dtype of the live parameter that each tensor of the file is meant for, by path."""
+    if not targets:
+        return {}
+    from holdtrue.restore.comparing import is_module_target, live_targets, meant_dtypes
+    from holdtrue.restore.request import Request
+
+    models = {name: target for name, target in targets.items() if is_module_target(name, target)}
+    live, _ = live_targets(models)
+    view, manifest = checkpoint.view, checkpoint.manifest
+    request = Request(view=view, manifest=manifest, targets=live, given=given)
+    return meant_dtypes(request) if live else {}
 
 
 def _training_view(place: Path, checkpoint: Checkpoint) -> View:

@@ -42,6 +42,20 @@ def into_model(findings: Iterable[Finding], path: str) -> list[Finding]:
     ]
 
 
+def without_rest(findings: Iterable[Finding], path: str) -> list[Finding]:
+    """What follows the end of a file is gone from one that is written anew."""
+    return [
+        replace(
+            finding,
+            fix=finding.fix or "write all that belongs to it anew; what follows is left out",
+            command=salvage_command(path),
+        )
+        if finding.code == "trailing-bytes" and not finding.command
+        else finding
+        for finding in findings
+    ]
+
+
 def quoted(text: str) -> str:
     """Text as Python, in double quotes."""
     return json.dumps(text, ensure_ascii=False)

@@ -2,16 +2,15 @@
 
 from collections.abc import Callable
 from functools import cache
-from typing import Any, Literal
-
-import numpy as np
-import numpy.typing as npt
+from typing import Any, Literal, TypeAlias
 
 from holdtrue.formats.tensor_bytes import Bytes
 from holdtrue.formats.view import LazyTensor
+from holdtrue.on_demand import npt
+from holdtrue.on_demand import numpy as np
 from holdtrue.records.dtypes import DTYPES
 
-Decoder = Callable[[Bytes], npt.NDArray[Any]]
+Decoder: TypeAlias = "Callable[[Bytes], npt.NDArray[Any]]"
 
 # Eight-bit floats: mantissa bits, exponent bias, and which codes are no finite numbers.
 _FLOAT8: dict[str, tuple[int, int, Literal["ieee", "fn", "fnuz"]]] = {
@@ -28,7 +27,7 @@ def element_type(tensor: LazyTensor) -> str:
     return tensor.numpy or DTYPES[tensor.dtype].numpy or tensor.dtype
 
 
-def decoder(tensor: LazyTensor) -> Decoder | None:
+def decoder(tensor: LazyTensor) -> "Decoder | None":
     """From a tensor's bytes to an array of numbers; None for elements that are no numbers."""
     name = element_type(tensor)
     if name in DTYPES:
@@ -37,7 +36,7 @@ def decoder(tensor: LazyTensor) -> Decoder | None:
     return (lambda data: data.view(dtype)) if dtype.kind in "biufc" else None
 
 
-def _torch_decoder(name: str) -> Decoder | None:
+def _torch_decoder(name: str) -> "Decoder | None":
     if name in _QUANTIZED:
         return lambda data: data.view(_QUANTIZED[name])
     if name == "bfloat16":
@@ -50,16 +49,16 @@ def _torch_decoder(name: str) -> Decoder | None:
     return None
 
 
-def _bfloat16(data: Bytes) -> npt.NDArray[np.float32]:
+def _bfloat16(data: Bytes) -> "npt.NDArray[np.float32]":
     return (data.view("<u2").astype("<u4") << 16).view("<f4")
 
 
-def _complex32(data: Bytes) -> npt.NDArray[np.complex64]:
+def _complex32(data: Bytes) -> "npt.NDArray[np.complex64]":
     return data.view("<f2").astype("<f4").view("<c8")
 
 
 @cache
-def _float8_values(name: str) -> npt.NDArray[np.float32]:
+def _float8_values(name: str) -> "npt.NDArray[np.float32]":
     """What each of the 256 codes means."""
     if name == "float8_e8m0fnu":
         values = np.array([2.0 ** (code - 127) for code in range(256)])

@@ -20,6 +20,7 @@ KINDS = {
     "hf-index": "Hugging Face shards",
     "dcp": "distributed checkpoint",
     "dcp-safetensors": "distributed checkpoint in safetensors",
+    "training-folder": "a trainer's folder",
     "npy": "NumPy array",
     "npz": "NumPy archive",
 }

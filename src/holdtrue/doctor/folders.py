@@ -29,8 +29,8 @@ _LISTED = 10_000
 _SUFFIXES = (".pt", ".pth", ".ckpt", ".bin", ".safetensors", ".tar", ".pkl", ".distcp")
 _POINTERS = ("latest", "last_checkpoint", "latest_checkpointed_iteration.txt")
 # Of a folder that is none of these a refusal says nothing about a checkpoint.
-_NO_CHECKPOINT = {"directory-unknown", "path-missing", "run-not-checkpoint", "text-file",
-                  "unknown-format", "not-a-file", "special-file"}  # fmt: skip
+_NO_CHECKPOINT = {"directory-unknown", "path-missing", "run-not-checkpoint", "shard-alone",
+                  "text-file", "unknown-format", "not-a-file", "special-file"}  # fmt: skip
 _OUTSIDE_WEIGHTS = re.compile(r"optim|sched|rng|scaler|args|state\b")
 _PLAIN = (bool, int, float, str)
 

@@ -2,7 +2,6 @@
 
 import re
 from functools import cache
-from importlib.metadata import PackageNotFoundError, packages_distributions, version
 from importlib.util import find_spec
 from typing import Literal
 
@@ -31,6 +30,9 @@ def findable(name: str) -> Found:
 @cache
 def installed_version(distribution: str) -> str | None:
     """The version of an installed distribution; None where it is not installed."""
+    # Imported here: few files name a class, and this takes as long as reading one.
+    from importlib.metadata import PackageNotFoundError, version
+
     try:
         return version(distribution)
     except PackageNotFoundError:
@@ -39,6 +41,8 @@ def installed_version(distribution: str) -> str | None:
 
 def distribution_of(top: str) -> str | None:
     """The distribution that a top-level package comes from, where one says so."""
+    from importlib.metadata import packages_distributions
+
     found = packages_distributions().get(top)
     return found[0] if found else None
 

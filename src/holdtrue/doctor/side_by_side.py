@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Iterator
 
-import numpy as np
 import xxhash
 from msgspec.structs import replace
 
@@ -18,6 +17,7 @@ from holdtrue.formats.tensor_bytes import (
 )
 from holdtrue.formats.view import LazyTensor, Piece, Storage
 from holdtrue.limits import limits
+from holdtrue.on_demand import numpy as np
 from holdtrue.records.dtypes import product
 
 Progress = Callable[[int], None]  # called with the number of bytes just read

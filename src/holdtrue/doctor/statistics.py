@@ -2,7 +2,6 @@
 
 from collections.abc import Iterator
 
-import numpy as np
 from msgspec import Struct
 
 from holdtrue.doctor.elements import decoder, element_type
@@ -11,6 +10,7 @@ from holdtrue.doctor.tally import Tally, add
 from holdtrue.doctor.zero_runs import ZeroRuns
 from holdtrue.formats.tensor_bytes import Bytes, element_bytes
 from holdtrue.formats.view import LazyTensor
+from holdtrue.on_demand import numpy as np
 
 _RUN = 64  # zeros in a row that are worth a word
 _STEP = 1 << 16  # elements reckoned with at once: they and their flags stay in the cache

@@ -1,15 +1,15 @@
 """Adds up the values of a tensor block by block; `doctor/statistics.py` says what for."""
 
-from typing import Any
+from typing import Any, TypeAlias
 
-import numpy as np
-import numpy.typing as npt
 import xxhash
 from msgspec import Struct, field
 
 from holdtrue.doctor.zero_runs import ZeroRuns
+from holdtrue.on_demand import npt
+from holdtrue.on_demand import numpy as np
 
-_Array = npt.NDArray[Any]
+_Array: TypeAlias = "npt.NDArray[Any]"
 
 
 class Tally(Struct):
@@ -35,7 +35,7 @@ class Tally(Struct):
     first_row: int = -1
     last_row: int = -1
     repeated: int = 0
-    row_before: _Array | None = None
+    row_before: "_Array | None" = None
     digest: xxhash.xxh3_128 = field(default_factory=xxhash.xxh3_128)
 
 
@@ -67,7 +67,7 @@ def add(tally: Tally, values: _Array) -> None:
     tally.at += len(values)
 
 
-def _single(half: _Array) -> npt.NDArray[np.float32]:
+def _single(half: _Array) -> "npt.NDArray[np.float32]":
     """Half precision as single, several times quicker than NumPy's own conversion."""
     bits = half.astype("<f2", copy=False).view("<u2").astype(np.uint32)
     sign = (bits & 0x8000) << 16

@@ -1,8 +1,9 @@
 """Long runs of zeros in a stream of values: what a lost page of a file looks like."""
 
-import numpy as np
-import numpy.typing as npt
 from msgspec import Struct, field
+
+from holdtrue.on_demand import npt
+from holdtrue.on_demand import numpy as np
 
 _KEPT = 256  # runs; more of them are how the tensor is, not where it was damaged
 
@@ -14,7 +15,7 @@ class ZeroRuns(Struct):
     start: int = -1  # of the run that reaches to the end of what was added
     found: list[tuple[int, int]] = field(default_factory=list)
 
-    def add(self, at: int, flags: npt.NDArray[np.bool_], zeros: int) -> None:
+    def add(self, at: int, flags: "npt.NDArray[np.bool_]", zeros: int) -> None:
         """The next block: `flags` are true where its elements, from number `at` on, are zero."""
         if not zeros:
             self._end(at)
@@ -28,7 +29,7 @@ class ZeroRuns(Struct):
         self._end(elements)
         return tuple(self.found)
 
-    def _add_mixed(self, at: int, flags: npt.NDArray[np.bool_]) -> None:
+    def _add_mixed(self, at: int, flags: "npt.NDArray[np.bool_]") -> None:
         edges = np.flatnonzero(flags[1:] != flags[:-1]) + 1
         if flags[0]:
             self.start = at if self.start < 0 else self.start

@@ -2,11 +2,10 @@
 
 from typing import Any
 
-import numpy as np
-
 from holdtrue.errors import OpenError, fail
 from holdtrue.findings import Finding
 from holdtrue.formats.view import LazyTensor
+from holdtrue.on_demand import numpy as np
 from holdtrue.records.arrays import dtype_of
 from holdtrue.records.dtypes import DTYPES
 

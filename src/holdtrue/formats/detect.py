@@ -22,6 +22,7 @@ Kind = Literal[
 
 _HEAD = 16 * KIB
 _TAIL = 64
+_LOST = 64  # zeros that no format begins with: the bytes that were there are lost
 _PICKLE_DICTS = re.compile(
     rb"\((?:dp|lp)\d*\n|\((?:d|l|t)|c[\w.]+\n[\w.]+\n|\(i[\w.]+\n[\w.]+\n|[}\])][q.]|[LI]-?\d+L?\n"
 )
@@ -65,7 +66,10 @@ def detect(path: str) -> Detected:
     member = directories.member_of(path, head)
     if member is not None:
         return Detected(member.kind, member.path, member.detail)
-    raise signatures.recognise(path, head, tail) or signatures.unknown(path, head, size)
+    named = signatures.recognise(path, head, tail)
+    if named is None and head.startswith(bytes(_LOST)):
+        raise signatures.zeroed(path, len(head) - len(head.lstrip(b"\0")), False)
+    raise named or signatures.unknown(path, head, size)
 
 
 def _by_content(path: str, head: bytes, tail: bytes, size: int) -> Kind | None:
@@ -95,6 +99,8 @@ def is_safetensors(head: bytes, size: int) -> bool:
     fits = 0 < length <= limits().header_bytes
     if size <= 8:
         return len(head) == 8 and fits
+    if not fits and signatures.begins_another(head):  # a `{` at byte 8 of it is chance
+        return False
     text = head[8:].lstrip(b" \t\r\n")
     if not text:
         return fits

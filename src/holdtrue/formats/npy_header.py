@@ -7,13 +7,13 @@ import re
 import struct
 from typing import Any
 
-import numpy as np
 from msgspec import Struct
 
 from holdtrue.errors import DamageError, fail
 from holdtrue.findings import Finding
 from holdtrue.formats.view import LazyTensor, Piece, Storage
 from holdtrue.limits import MIB, limits
+from holdtrue.on_demand import numpy as np
 from holdtrue.records.dtypes import DTYPES, contiguous_stride, product
 
 PREFIX = 12  # bytes that hold magic, version and length in every version
@@ -29,7 +29,7 @@ _TORCH = {row.numpy: name for name, row in DTYPES.items() if row.numpy is not No
 
 
 class NpyHeader(Struct, frozen=True):
-    dtype: np.dtype[Any]
+    dtype: "np.dtype[Any]"
     fortran: bool
     shape: tuple[int, ...]
     length: int  # bytes before the data
@@ -101,14 +101,14 @@ def array_tensor(header: NpyHeader, storage: Storage) -> LazyTensor:
     )
 
 
-def swap_unit(dtype: np.dtype[Any]) -> int:
+def swap_unit(dtype: "np.dtype[Any]") -> int:
     """Bytes that are swapped together if the array is big-endian; 1 if nothing is to be swapped."""
     if dtype.names is not None or dtype.subdtype is not None or dtype.byteorder != ">":
         return 1
     return {"c": dtype.itemsize // 2, "U": 4}.get(dtype.kind, dtype.itemsize)
 
 
-def _dtype(descr: Any) -> np.dtype[Any]:
+def _dtype(descr: Any) -> "np.dtype[Any]":
     try:
         dtype = np.lib.format.descr_to_dtype(descr)
     except Exception as error:  # NumPy raises whatever its parsing of a hostile text runs into

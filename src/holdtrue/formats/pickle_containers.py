@@ -8,11 +8,11 @@ from collections import deque
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-import numpy as np
 from msgspec.structs import force_setattr
 
 from holdtrue.formats.pickle_context import Context
 from holdtrue.formats.view import LazyTensor
+from holdtrue.on_demand import numpy as np
 from holdtrue.records.inert import InertKey, NamedReference, Record
 
 _KEY_NODES = 1000  # of one tuple key, shared parts counted each time

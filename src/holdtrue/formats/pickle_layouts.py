@@ -2,7 +2,6 @@
 
 from typing import Any
 
-import numpy as np
 from msgspec.structs import replace
 
 from holdtrue.formats.pickle_context import ArgumentsError, Context
@@ -17,6 +16,7 @@ from holdtrue.formats.pickle_tensors import (
     whole_number,
 )
 from holdtrue.formats.view import Layout, LazyTensor, Quantizer, Storage
+from holdtrue.on_demand import numpy as np
 from holdtrue.records.dtypes import DTYPES, contiguous_stride, product
 from holdtrue.records.inert import NamedReference
 

@@ -3,12 +3,12 @@
 import re
 from typing import Any
 
-import numpy as np
 from msgspec.structs import replace
 
 from holdtrue.formats.pickle_context import ArgumentsError, Context
 from holdtrue.formats.pickle_tensors import shape_of
 from holdtrue.formats.view import LazyTensor, Piece, Storage
+from holdtrue.on_demand import numpy as np
 from holdtrue.records.dtypes import DTYPES, contiguous_stride, product
 from holdtrue.records.inert import NamedReference, Record
 
@@ -21,7 +21,7 @@ _PLAIN = re.compile(
 _TORCH = {row.numpy: row.name for row in DTYPES.values() if row.numpy is not None}
 
 
-def dtype_of(value: Any) -> np.dtype[Any]:
+def dtype_of(value: Any) -> "np.dtype[Any]":
     """The dtype of a `numpy.dtype` record or name, where its elements are plain bytes."""
     if isinstance(value, Record) and value.class_name == "numpy.dtype" and value.args:
         name, order = value.args[0], ""
@@ -46,7 +46,7 @@ def dtype_of(value: Any) -> np.dtype[Any]:
         raise ArgumentsError("numbers that this machine does not have") from None
 
 
-def _known_dtype(described: Any) -> np.dtype[Any] | None:
+def _known_dtype(described: Any) -> "np.dtype[Any] | None":
     """The same, or None for objects and structures: those stay records, whole and inert."""
     try:
         return dtype_of(described)
@@ -79,7 +79,7 @@ _BYTES = ("builtins.bytes", "builtins.bytearray")
 
 
 def array(
-    context: Context, dtype: np.dtype[Any], shape: Any, raw: Any, fortran: bool, name: str | None
+    context: Context, dtype: "np.dtype[Any]", shape: Any, raw: Any, fortran: bool, name: str | None
 ) -> LazyTensor:
     """An array over these bytes."""
     sizes = shape_of(shape)
@@ -112,7 +112,7 @@ def array(
     )
 
 
-def _swap_unit(dtype: np.dtype[Any]) -> int:
+def _swap_unit(dtype: "np.dtype[Any]") -> int:
     if dtype.kind == "c":
         return dtype.itemsize // 2
     return 4 if dtype.kind == "U" else dtype.itemsize

@@ -10,7 +10,7 @@ from typing import Any
 from msgspec import Struct
 from msgspec.structs import force_setattr, replace
 
-from holdtrue.errors import DamageError, HoldtrueError, fail
+from holdtrue.errors import DamageError, HoldtrueError, OpenError, fail
 from holdtrue.findings import Finding
 from holdtrue.formats import (
     dcp,
@@ -21,7 +21,7 @@ from holdtrue.formats import (
     torch_legacy,
     torch_zip,
 )
-from holdtrue.formats.detect import Kind
+from holdtrue.formats.detect import Detected, Kind
 from holdtrue.formats.opening import detect_checkpoint, reader_of
 from holdtrue.formats.pickle_tensors import row
 from holdtrue.formats.source import open_source, read_bytes
@@ -61,7 +61,7 @@ class Salvaged(Struct, frozen=True):
 def salvage(path: str) -> Salvaged:
     """Everything of a file that can be trusted. Raises OpenError where it is no checkpoint,
     DamageError where nothing at all is left of it."""
-    detected = detect_checkpoint(path)
+    detected = _detected(path)
     view = _READERS.get(detected.kind, reader_of(detected.kind))(detected.path)
     verdicts: dict[tuple[str, int, int, int | None], str | None] = {}
     lost: list[Lost] = []
@@ -77,6 +77,20 @@ def salvage(path: str) -> Salvaged:
         raise fail(DamageError, path, _nothing(path, len(lost)), *view.findings)
     tree = _without(view.tree, {id(view.tensors[name]) for name in gone})
     return Salvaged(replace(view, tree=tree, tensors=kept), tuple(lost), unnamed)
+
+
+def _detected(path: str) -> Detected:
+    """What the file is; a zip archive is known by its end too, where its beginning is zeros."""
+    try:
+        return detect_checkpoint(path)
+    except OpenError as error:
+        if all(finding.code != "file-zeroed" for finding in error.report.findings):
+            raise
+        try:
+            read_directory(path)
+        except DamageError:
+            raise error from None
+        return Detected("torch-zip", path)
 
 
 def _loss(

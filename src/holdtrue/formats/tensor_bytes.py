@@ -7,9 +7,8 @@ import os
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TypeAlias
 
-import numpy as np
-import numpy.typing as npt
 import xxhash
 
 from holdtrue.errors import DamageError, fail
@@ -17,6 +16,8 @@ from holdtrue.findings import Finding
 from holdtrue.formats.pieces import blocks, cut, far_axis, is_contiguous, reach, without
 from holdtrue.formats.view import LazyTensor, Piece, Storage
 from holdtrue.limits import KIB, MIB, limits
+from holdtrue.on_demand import npt
+from holdtrue.on_demand import numpy as np
 from holdtrue.records.arrays import dtype_of
 from holdtrue.records.dtypes import DTYPES, PACKED, product
 
@@ -26,7 +27,7 @@ _OPAQUE = {1: "u1", 2: "<u2", 4: "<u4", 8: "<u8"}
 _ROW_GAP = 64 * KIB
 _DEFLATE_RATIO = 1032  # the most that deflate can expand
 
-Bytes = npt.NDArray[np.uint8]
+Bytes: TypeAlias = "npt.NDArray[np.uint8]"
 
 
 def read_tensor(tensor: LazyTensor) -> Bytes:

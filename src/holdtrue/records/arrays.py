@@ -6,7 +6,7 @@
 import re
 from typing import Any
 
-import numpy as np
+from holdtrue.on_demand import numpy as np
 
 # Only what `dtype.str` can give. NumPy's own parser also takes "i4,(2,3)f8" and Python objects.
 _PLAIN = re.compile(r"[<>|=][biufcmMSUV]\d{1,9}(\[\d{0,9}[A-Za-zμ]{1,7}(/\d{1,9})?\])?|<M8|<m8")

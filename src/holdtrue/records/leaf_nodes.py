@@ -13,8 +13,7 @@ from typing import Any
 from uuid import UUID
 from zoneinfo import ZoneInfo
 
-import numpy as np
-
+from holdtrue.on_demand import numpy as np
 from holdtrue.records.arrays import describe_dtype
 from holdtrue.records.values import TAG
 

@@ -12,8 +12,7 @@ from typing import Any
 from uuid import UUID
 from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
-import numpy as np
-
+from holdtrue.on_demand import numpy as np
 from holdtrue.records.arrays import dtype_of
 from holdtrue.records.inert import Record
 

@@ -2,8 +2,9 @@
 
 from typing import Any
 
-import numpy as np
 from msgspec import Struct
+
+from holdtrue.on_demand import numpy as np
 
 
 class Revival(Struct, frozen=True, kw_only=True):

@@ -19,11 +19,11 @@ from enum import Enum
 from types import SimpleNamespace
 from typing import Any
 
-import numpy as np
 from msgspec import Struct, field
 
 from holdtrue.errors import HoldtrueError
 from holdtrue.limits import limits
+from holdtrue.on_demand import numpy as np
 from holdtrue.records.arrays import dtype_of
 from holdtrue.records.inert import NamedReference, Record
 from holdtrue.records.leaves import LEAVES, TORCH

@@ -7,13 +7,14 @@ from torch import nn
 
 from holdtrue.capture.live_training import live_training
 from holdtrue.doctor.examining import examine
+from holdtrue.doctor.fit.comparison import facts
 from holdtrue.doctor.subjects import Resuming
 from holdtrue.doctor.training_state import saved_training
 from holdtrue.errors import HoldtrueError
 from holdtrue.findings import Finding
 from holdtrue.formats.view import View
 from holdtrue.restore.factories import module_of
-from holdtrue.restore.fitting import gather, together, with_source
+from holdtrue.restore.fitting import beside, gather, together, with_source
 from holdtrue.restore.request import Request, plan_request
 from holdtrue.restore.trying import tried
 
@@ -43,6 +44,23 @@ def compare(request: Request) -> list[Finding]:
         if request.manifest is not None:  # the plan has said it of a record that knows more
             said = [f for f in said if f.code == "restore-call"]
         found = together(found, said, fit)
+    return found
+
+
+def meant_dtypes(request: Request) -> dict[str, str]:
+    """For the tensors of the file that fill parameters of the targets, by path: the dtype here."""
+    try:
+        planned = plan_request(request, dry=True)
+    except HoldtrueError:  # the comparison has said why
+        return {}
+    paths = {id(tensor): path for path, tensor in request.view.tensors.items()}
+    found: dict[str, str] = {}
+    for fit in beside(request, planned):
+        here = facts(fit)
+        for old, new in fit.names.items():
+            path = paths.get(id(fit.state.names[old]))
+            if path is not None and new in here and here[new].parameter:
+                found[path] = here[new].dtype
     return found
 
 

@@ -21,10 +21,17 @@ MOMENTA = frozenset({"momentum", "betas", "max_momentum", "base_momentum"})
 def same(a: Any, b: Any) -> bool:
     """Equal settings: numbers and tensors by value, whatever else a file holds by identity."""
     if not all(isinstance(v, Tensor | bool | int | float) for v in (a, b)):
-        return a is b or (not isinstance(a, Tensor) and not isinstance(b, Tensor) and bool(a == b))
+        return a is b or (not isinstance(a, Tensor) and not isinstance(b, Tensor) and _equal(a, b))
     if isinstance(a, Tensor) or isinstance(b, Tensor):
         return bool(torch.as_tensor(a, device="cpu").equal(torch.as_tensor(b, device="cpu")))
     return bool(a == b)
+
+
+def _equal(a: Any, b: Any) -> bool:
+    try:
+        return bool(a == b)
+    except (ValueError, RecursionError):  # arrays, whose answer is one too; lists in themselves
+        return False
 
 
 def differing_settings(saved: Mapping[str, Any], here: Mapping[str, Any]) -> list[str]:

@@ -12,12 +12,11 @@ from torch import nn
 
 from holdtrue.capture.architecture import capture_architecture, describe_tensors
 from holdtrue.doctor.examining import examine
-from holdtrue.doctor.fit.comparison import filled_elements, missing, unexpected
-from holdtrue.doctor.fit.layouts import LAYOUTS, Rewrite, find_rewrites
+from holdtrue.doctor.fit.comparison import facts
+from holdtrue.doctor.fit.layouts import Rewrite, find_rewrites
 from holdtrue.doctor.fit.matching import Matching, match
-from holdtrue.doctor.fit.patterns import compress, renaming
+from holdtrue.doctor.fit.patterns import renaming
 from holdtrue.doctor.fit.roles import set_apart
-from holdtrue.doctor.fit.spellings import is_quantised
 from holdtrue.doctor.fit.wrappers import covers
 from holdtrue.doctor.state_dicts import StateDict, state_dicts
 from holdtrue.doctor.subjects import Fit, Proposal
@@ -25,7 +24,7 @@ from holdtrue.findings import Finding, Severity
 from holdtrue.formats.view import LazyTensor
 from holdtrue.records.architecture import Architecture
 from holdtrue.restore.places import Places
-from holdtrue.restore.plan import ALLOWABLE
+from holdtrue.restore.proposing import errors, propose, proposed
 from holdtrue.restore.request import Planned, Request, plan_request
 
 # What the plan finds by names and shapes, and the rules say with its cause.
@@ -37,7 +36,6 @@ _HANDLED = frozenset({"nested-key", "prefix-removed", "prefix-added"})
 _PLAIN = frozenset({"torch-zip", "torch-legacy", "safetensors"})
 # Formats that keep the order in which the tensors were saved.
 _ORDERED = frozenset({"torch-zip", "torch-legacy", "torch-tar", "plain-pickle", "torchscript"})
-_LEAST_MATCHED = 0.05  # of the model's elements: with fewer, a call would be no mending
 
 
 def explained(request: Request, planned: Planned) -> list[Finding]:
@@ -64,9 +62,9 @@ def with_source(request: Request, planned: Planned, found: list[Finding]) -> lis
     if not open_ones:
         return found
     named = replace(request, source={**request.source, **open_ones})
-    if _errors(plan_request(named, dry=True)):
+    if errors(plan_request(named, dry=True)):
         return found
-    command = _proposal(named, {}, request.choice.allow, True, "hint").command
+    command = proposed(named, {}, request.choice.allow, True, "hint").command
     return [
         replace(f, command=command, confidence="hint") if f.where in open_ones else f for f in found
     ]
@@ -81,18 +79,24 @@ def _with_call(finding: Finding, proposal: Proposal | None) -> Finding:
     return finding
 
 
+def beside(request: Request, planned: Planned) -> list[Fit]:
+    """A fit for each module among the targets, without a proposal."""
+    states = {part: _state(request, planned, part) for part in request.targets}
+    return [
+        _fit(request, planned, part, target, state)
+        for part, target in request.targets.items()
+        if isinstance(target, nn.Module) and (state := states[part]) is not None
+    ]
+
+
 def gather(request: Request, planned: Planned) -> Iterator[Fit]:
     """A fit for each module among the targets, with a proposal where the plan has errors."""
-    fits = []
-    for part, target in request.targets.items():
-        state = _state(request, planned, part)
-        if isinstance(target, nn.Module) and state is not None:
-            fits.append(_fit(request, planned, part, target, state))
+    fits = beside(request, planned)
     proposal = None
-    if _errors(planned) and fits:
-        proposal = _propose(request, planned, fits)
+    if errors(planned) and fits:
+        proposal = propose(request, planned, fits)
     elif fits and not all(_loads_plainly(fit) for fit in fits):
-        proposal = _proposal(request, {}, request.choice.allow, True, "certain")
+        proposal = proposed(request, {}, request.choice.allow, True, "certain")
     for fit in fits:
         yield replace(fit, proposal=proposal)
 
@@ -190,101 +194,6 @@ def _architecture(target: nn.Module) -> Architecture:
         return describe_tensors(target)
 
 
-def _propose(request: Request, planned: Planned, fits: list[Fit]) -> Proposal | None:
-    """The shortest call that gives no error; without loss before with it."""
-    if request.choice.only or any(_quantisation_differs(fit) for fit in fits):
-        return None
-    several = len(fits) > 1
-    if len(fits) == 1 and fits[0].rivals and not request.choice.rename:
-        pattern = {f"{fits[0].rivals[0]}*": "*"}
-        allow = request.choice.allow | {"unexpected-keys"}
-        choice = replace(request.choice, rename=pattern, allow=allow)
-        if _errors(plan_request(replace(request, choice=choice), dry=True)):
-            return None
-        return _proposal(request, pattern, allow, False, "hint")
-    rename: dict[str, str] = dict(request.choice.rename)
-    codes: set[str] = set()
-    sure: list[Any] = []
-    for fit in fits:
-        changed = {
-            fit.standing[old]: new for old, new in fit.names.items() if fit.standing[old] != new
-        }
-        head = f"{fit.part}/" if several else ""
-        if not request.choice.rename:
-            # What another layout uses up, or the model has no place for, goes by any name.
-            known = frozenset(_target_names(fit))
-            free = [n for n in fit.standing.values() if n not in changed and n not in known]
-            names = [n for n in fit.standing.values() if n not in free]
-            patterns = compress(changed, names, free, known)
-            rename |= {head + old: head + new for old, new in patterns.items()}
-        codes |= {r.code for r in fit.rewrites}
-        sure += [fit.confidence] if changed else []
-        sure += ["likely" if r.sure else "hint" for r in fit.rewrites]
-    asked = request.choice.allow
-    choice = replace(request.choice, rename=rename, allow=asked | codes)
-    confidence = max(sure, key=["certain", "likely", "hint"].index, default="certain")
-    if (rename, choice.allow) != (dict(request.choice.rename), asked):
-        again = plan_request(replace(request, choice=choice), dry=True)
-        if not _errors(again):
-            return _proposal(request, rename, choice.allow, True, confidence)
-    else:
-        again = planned
-    left = _errors(again)
-    if not left <= ALLOWABLE.keys() - LAYOUTS or _share(fits) < _LEAST_MATCHED:
-        return None
-    choice = replace(choice, allow=choice.allow | left)
-    if _errors(plan_request(replace(request, choice=choice), dry=True)):
-        return None
-    # What both lack of each other makes it two architectures, of which some names are the same.
-    two = {"missing-keys", "unexpected-keys"} <= left
-    weak = "hint" if two or confidence == "hint" or _share(fits) < 0.5 else "likely"
-    return _proposal(request, rename, choice.allow, False, weak)
-
-
-def _quantisation_differs(fit: Fit) -> bool:
-    """Then no call makes it fit: numbers and scales would have to be computed anew."""
-    return is_quantised(unexpected(fit)) or is_quantised(missing(fit))
-
-
-def _errors(planned: Planned) -> frozenset[str]:
-    return frozenset(f.code for f in planned.plan.findings if f.severity == "error")
-
-
-def _share(fits: list[Fit]) -> float:
-    """Of the models' elements, the part that the files would fill."""
-    done, total = map(sum, zip(*map(filled_elements, fits), strict=True))
-    return done / total if total else 0.0
-
-
-def _proposal(
-    request: Request, rename: dict[str, str], allow: frozenset[str], lossless: bool, sure: Any
-) -> Proposal:
-    more = [f"{name}={name}" for name in request.targets]
-    if request.source:
-        more.append(f"source={_literal(dict(request.source))}")
-    if rename:
-        more.append(f"rename={_literal(rename)}")
-    if allow:
-        more.append(f"allow=[{', '.join(_quoted(code) for code in sorted(allow))}]")
-    return Proposal(
-        command=f"holdtrue.open({_quoted(request.given)}).restore({', '.join(more)})",
-        rename=rename,
-        allow=tuple(sorted(allow)),
-        lossless=lossless,
-        confidence=sure,
-    )
-
-
-def _literal(rename: dict[str, str]) -> str:
-    return "{" + ", ".join(f"{_quoted(a)}: {_quoted(b)}" for a, b in rename.items()) + "}"
-
-
-def _quoted(text: str) -> str:
-    """As Python source, in double quotes where that is as short."""
-    plain = text.isprintable() and '"' not in text and "\\" not in text
-    return f'"{text}"' if plain else repr(text)
-
-
 def _covered(finding: Finding, fit: Fit) -> bool:
     """Whether the rules say the same with its cause."""
     severity: Severity = "error"
@@ -292,12 +201,6 @@ def _covered(finding: Finding, fit: Fit) -> bool:
         return False
     if finding.code == "nothing-restored":
         return finding.where == fit.part
-    known = {f"{fit.part}/{n}" for n in (*fit.standing.values(), *_target_names(fit))}
+    known = {f"{fit.part}/{n}" for n in (*fit.standing.values(), *facts(fit))}
     places = finding.places or (finding.where,)
     return all(place.partition(": saved ")[0] in known for place in places)
-
-
-def _target_names(fit: Fit) -> Iterator[str]:
-    for path, position in fit.target.modules.items():
-        for name in fit.target.kinds[position].tensors:
-            yield f"{path}.{name}" if path else name

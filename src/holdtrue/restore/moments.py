@@ -8,6 +8,7 @@ from torch import Tensor
 
 from holdtrue.capture.raw import dtype_name, dtype_named
 from holdtrue.formats.view import LazyTensor
+from holdtrue.records.parts import OptimizerState
 from holdtrue.records.values import TAG
 from holdtrue.restore.fresh import Fresh
 from holdtrue.restore.plan import Copy, Plan
@@ -68,6 +69,23 @@ class Place:
         return self.parameter.device
 
 
+def without_values(state: OptimizerState, tensors: Mapping[str, LazyTensor]) -> list[str]:
+    """The tensors of an optimizer that the file has the shape of and no numbers."""
+    found: dict[str, None] = {}
+    pending: list[Any] = [state.state, state.shared, *(group.settings for group in state.groups)]
+    while pending:
+        node = pending.pop()
+        if isinstance(node, dict) and node.get(TAG) == "tensor":
+            lazy = tensors.get(str(node.get("v")))
+            if lazy is not None and lazy.layout == "meta":
+                found[str(node["v"])] = None
+        elif isinstance(node, dict):
+            pending += node.values()
+        elif isinstance(node, list):
+            pending += node
+    return sorted(found)
+
+
 def decode_state(node: Any, live: Any, name: str, at: Place) -> Any:
     if not isinstance(node, dict) or TAG in node:
         return decode_into(node, at.tensors, live, name, at.plan)
@@ -82,9 +100,10 @@ def decode_state(node: Any, live: Any, name: str, at: Place) -> Any:
     return state
 
 
-def _to_device(value: Any, device: torch.device) -> Any:
+def _to_device(value: Any, device: torch.device, above: frozenset[int] = frozenset()) -> Any:
     if isinstance(value, Tensor):
         return value.to(device)
-    if type(value) in (list, tuple):
-        return type(value)(_to_device(v, device) for v in value)
+    if type(value) in (list, tuple) and id(value) not in above:  # a list may contain itself
+        inside = above | {id(value)}
+        return type(value)(_to_device(v, device, inside) for v in value)
     return value

@@ -25,7 +25,7 @@ from holdtrue.restore.conflicts import (
     same,
 )
 from holdtrue.restore.fresh import Fresh
-from holdtrue.restore.moments import Place, decode_state
+from holdtrue.restore.moments import Place, decode_state, without_values
 from holdtrue.restore.plan import Action, Groups, Plan, grouped
 from holdtrue.restore.value import by_position, decode_into
 
@@ -54,6 +54,10 @@ def plan_optimizer(
         return
     if isinstance(optimizer, torch.optim.LBFGS) and _order(saved) != _order(here):
         plan.found(_lbfgs_order(part))
+        return
+    empty = without_values(state, tensors.tensors)
+    if empty:
+        plan.found(_no_values(part, empty))
         return
     settings = _plan_settings(part, state, saved, optimizer, here, plan, tensors)
     kept = _plan_state(state, optimizer, here, plan, tensors)
@@ -369,6 +373,18 @@ def _merged(part: str, group: int, sources: list[int]) -> Finding:
         why="one group can have one learning rate, weight decay, … only",
         fix="build the groups as they were saved, or keep the code's settings for this one: "
         'allow=["optimizer-groups-merged"]',
+    )
+
+
+def _no_values(part: str, empty: list[str]) -> Finding:
+    return grouped(
+        "values-missing",
+        "error",
+        f"{len(empty)} tensors of the optimizer have no values in the file",
+        [f"{part}: {name}" for name in empty],
+        why="they were on the meta device when saved: a shape and a dtype, no numbers",
+        fix="save the optimizer once it has values, or leave this one as it is: "
+        'allow=["values-missing"]',
     )
 
 

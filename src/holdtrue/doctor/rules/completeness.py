@@ -3,9 +3,15 @@
 from collections.abc import Iterator
 
 from holdtrue.doctor.optimizer_states import SavedOptimizer
-from holdtrue.doctor.subjects import Training
+from holdtrue.doctor.subjects import Folder, Training
 from holdtrue.doctor.training_state import SavedTraining
 from holdtrue.findings import Finding
+
+# Transformers' Trainer and Accelerate write them beside the weights, under these names.
+_BESIDE_WEIGHTS = frozenset({
+    "optimizer.bin", "optimizer.pt", "rng_state.pth", "scheduler.bin", "scheduler.pt",
+    "trainer_state.json",
+})  # fmt: skip
 
 
 def resume_completeness(training: Training) -> Iterator[Finding]:
@@ -27,6 +33,25 @@ def resume_completeness(training: Training) -> Iterator[Finding]:
         if lacking
         else "",
         confidence="likely",
+    )
+
+
+def weights_absent(folder: Folder) -> Iterator[Finding]:
+    """What a trainer keeps beside the weights, and no weights."""
+    beside = [name for name in folder.names if name in _BESIDE_WEIGHTS]
+    others = [one for one in folder.kept if one.name not in beside]
+    if len(beside) < 2 or any(one.fingerprint_of or one.findings for one in others):
+        return
+    yield Finding(
+        code="weights-absent",
+        severity="error",
+        where=folder.path,
+        what="the folder has a trainer's state, and not the model's weights",
+        why=f"it holds {', '.join(beside)}; a trainer writes model.safetensors or "
+        "pytorch_model.bin beside them: that save did not finish, or the file was not copied",
+        saved=", ".join(beside),
+        expected="these, and the model's weights",
+        fix="copy the weights too, or go back to the checkpoint before",
     )
 
 

@@ -101,6 +101,27 @@ def empty_placeholders(view: View) -> Iterator[Finding]:
             )  # fmt: skip
 
 
+def values_missing(view: View) -> Iterator[Finding]:
+    """Tensors of the meta device: a shape and a dtype, and no numbers."""
+    if view.format == "holdtrue":  # its manifest says of each tensor what it is
+        return
+    empty = [path for path, tensor in view.tensors.items() if tensor.layout == "meta"]
+    if not empty:
+        return
+    places = tuple(f"{view.path}: {path}" for path in empty)
+    yield Finding(
+        code="values-missing",
+        severity="warning",
+        where=places[0],
+        places=places if len(places) > 1 else (),
+        what=f"{counted(len(empty), 'tensor')} of the file {'has' if len(empty) == 1 else 'have'} "
+        "no values",
+        why="they were on the meta device when saved: a shape and a dtype, no numbers",
+        saved=f"{len(view.tensors) - len(empty)} of {len(view.tensors)} tensors with values",
+        fix="save again once the model has its values; offloading libraries can gather them first",
+    )
+
+
 def partition_file(view: View) -> Iterator[Finding]:
     """One rank's piece of a DeepSpeed checkpoint."""
     tree = view.tree
@@ -133,7 +154,9 @@ def tied_tensors(view: View) -> Iterator[Finding]:
                 severity="note",
                 where=places[0],
                 places=places if len(places) > 1 else (),
-                what=f"{counted(len(tied), 'tensor')} stand under several names each",
+                what="one tensor stands under several names"
+                if len(tied) == 1
+                else f"{len(tied):,} tensors stand under several names each",
                 why="they were one tensor when saved; a model that does not tie them gets copies, "
                 "which training then drives apart",
                 fix="restore ties them again where the model does",

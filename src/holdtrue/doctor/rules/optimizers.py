@@ -139,7 +139,7 @@ def state_devices(training: Training) -> Iterator[Finding]:
             kind = tensor.device.partition(":")[0]
             if name == "step":
                 steps += [path] if kind not in ("cpu", "meta") else []
-            elif tensor.shape:
+            elif tensor.shape and kind != "meta":
                 kinds.setdefault(kind, path)
         if len(kinds) > 1:
             yield Finding(
