@@ -90,7 +90,7 @@ class Checkpoint:
 
     @property
     def tensors(self) -> StoredTensors:
-        return StoredTensors(self._view.tensors, self._proven)
+        return StoredTensors(self._view.tensors, self._proven, foreign=self._manifest is None)
 
     def __contains__(self, part: str) -> bool:
         return part in self.parts

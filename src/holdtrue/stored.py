@@ -24,8 +24,9 @@ class StoredTensor:
         name: str,
         beside: Mapping[str, LazyTensor] | None = None,
         proven: Proven | None = None,
+        foreign: bool = False,
     ) -> None:
-        self._proven = proven or Proven()
+        self._proven, self._foreign = proven or Proven(), foreign
         self._lazy, self.name, self._beside = lazy, name, beside or {}
         self.dtype, self.shape, self.stride = lazy.dtype, lazy.shape, lazy.stride
         self.requires_grad, self.layout, self.device = lazy.requires_grad, lazy.layout, lazy.device
@@ -44,7 +45,9 @@ class StoredTensor:
         from holdtrue.restore.fresh import Fresh, build_tensor
 
         tensor: torch.Tensor = build_tensor(
-            self._lazy, Fresh(self._beside, proven=self._proven), self.name
+            self._lazy,
+            Fresh(self._beside, proven=self._proven, foreign=self._foreign),
+            self.name,
         )
         return tensor
 
@@ -65,11 +68,16 @@ class StoredTensor:
 class StoredTensors(Mapping[str, StoredTensor]):
     """All tensors of a checkpoint by path, "model/conv1.weight"."""
 
-    def __init__(self, tensors: Mapping[str, LazyTensor], proven: Proven | None = None) -> None:
-        self._tensors, self._proven = tensors, proven or Proven()
+    def __init__(
+        self,
+        tensors: Mapping[str, LazyTensor],
+        proven: Proven | None = None,
+        foreign: bool = False,
+    ) -> None:
+        self._tensors, self._proven, self._foreign = tensors, proven or Proven(), foreign
 
     def __getitem__(self, key: str) -> StoredTensor:
-        return StoredTensor(self._tensors[key], key, self._tensors, self._proven)
+        return StoredTensor(self._tensors[key], key, self._tensors, self._proven, self._foreign)
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._tensors)

@@ -187,8 +187,8 @@ LIVE = {
     "directory": (lambda: loads_path("."), "directory-unknown"),
     "no file": (lambda: loads_path("absent.pt"), "path-missing"),
     "long name": (lambda: loads_path("n" * 300), "path-unreadable"),
-    "disallowed class": (lambda: loads(of(Local())), "class-not-trusted"),
-    "disallowed numpy": (lambda: loads(of(np.float64(1.0))), "class-not-trusted"),
+    "disallowed class": (lambda: loads(of(Local())), "weights-only-refuses"),
+    "disallowed numpy": (lambda: loads(of(np.float64(1.0))), "weights-only-refuses"),
     "lost class": (lambda: loads(of_lost(), weights_only=False), "class-missing"),
     "lost class, unpickled": (
         lambda: unpickles(b"\x80\x02cabsent.models\nNet\n."),
@@ -215,7 +215,7 @@ LIVE = {
         "safetensors-header-damaged",
     ),
     "no such tensor": (lambda: no_tensor(), "tensor-not-in-shard"),
-    "shared memory": (lambda: save_file(Shared().state_dict(), "a"), "ties-stored-twice"),
+    "shared memory": (lambda: save_file(Shared().state_dict(), "a"), "tied-tensors"),
     "not contiguous": (lambda: save_file({"w": torch.ones(2, 3).T}, "a"), "tensor-unsupported"),
     "not a tensor": (lambda: save_file({"epoch": 3}, "a"), "value-unsupported"),
     "missing keys": (lambda: fills(linear(), {"weight": torch.ones(2, 2)}), "missing-keys"),
@@ -243,7 +243,7 @@ LIVE = {
         lambda: torch.optim.Adam([linear().weight]).load_state_dict(
             torch.optim.Adam([{"params": [p]} for p in linear().parameters()]).state_dict()
         ),
-        "optimizer-groups-merged",
+        "optimizer-groups-changed",
     ),
     "moments of another shape": (lambda: stepping(linear(3, 2), linear(3, 2)), "optimizer-shapes"),
     "a finished schedule": (many_steps, "scheduler-settings-from-file"),

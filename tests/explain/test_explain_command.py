@@ -89,7 +89,7 @@ def test_torchs_advice_is_not_repeated(tmp_path):
         torch.load(tmp_path / "f.pt")
     done = explain(f"UnpicklingError: {caught.value}")
     assert done.exit_code == 0
-    assert "weights_only" not in done.stdout
+    assert "weights_only=False" not in done.stdout
 
 
 def test_the_schema_is_printed():
@@ -112,3 +112,15 @@ def test_it_needs_no_torch_and_shows_its_command_after_a_report(tmp_path):
         capture_output=True, text=True, stdin=subprocess.DEVNULL,
     )  # fmt: skip
     assert done.stdout == page("path-missing").text
+
+
+def test_a_pipe_that_stays_open_and_silent_is_not_waited_for():
+    program = "from holdtrue.cli import main; main()"
+    with subprocess.Popen(
+        [sys.executable, "-c", program, "explain"],
+        stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+    ) as running:  # fmt: skip
+        listed = running.stdout.read()  # with its stdin still open
+        running.stdin.close()
+    assert "shape-mismatch " in listed
+    assert running.returncode == 0

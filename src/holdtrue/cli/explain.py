@@ -3,6 +3,8 @@
 import re
 import sys
 from importlib.resources import files
+from io import UnsupportedOperation
+from select import select
 
 import click
 from rich.markdown import Markdown
@@ -15,6 +17,7 @@ from holdtrue.doctor.messages import Reading, read_message
 
 _CODE = re.compile(r"[a-z0-9]+(-[a-z0-9]+)*\Z")
 _KEPT = 1 << 20  # bytes of what is piped in: its end, where a traceback stands
+_SILENCE = 0.5  # seconds in which a program that pipes something in has begun to
 
 
 @click.command(name="explain", short_help="What a finding, or an error message, means.")
@@ -25,14 +28,15 @@ def command(what: str | None, json: bool, schema: bool) -> None:
     """The page of a finding's code: what happened, how it comes about, how to mend it.
 
     WHAT may also be the error message of another tool, in quotes; "-" reads a message or a whole
-    traceback from stdin. Without WHAT, all codes, or what is piped in is explained.
+    traceback from stdin. Without WHAT, what is piped in at once is explained; else all codes are
+    listed.
     """
     if schema:
         print((files("holdtrue") / "report.schema.json").read_text("utf-8"), end="")
         return
     if what == "-":
         what = _piped()
-    elif what is None and sys.stdin is not None and not sys.stdin.isatty():
+    elif what is None and _something_is_piped():
         what = _piped().strip() or None
     if what is None:
         _list(json=json)
@@ -40,6 +44,20 @@ def command(what: str | None, json: bool, schema: bool) -> None:
         _show_page(found, json=json)
     else:
         _show_message(what, json=json)
+
+
+def _something_is_piped() -> bool:
+    """Whether stdin has something to read, or an end. A pipe that stays open and silent, as a
+    service or a runner leaves it, is not waited for: "-" does that."""
+    if sys.stdin is None or sys.stdin.isatty():
+        return False
+    try:
+        readable, _, _ = select([sys.stdin], [], [], _SILENCE)
+    except UnsupportedOperation:  # no stream of the system's: it cannot keep anyone waiting
+        return True
+    except (OSError, ValueError):  # closed, or nothing that can be waited for
+        return False
+    return bool(readable)
 
 
 def _piped() -> str:

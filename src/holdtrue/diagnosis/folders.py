@@ -34,10 +34,14 @@ def open_meant(path: str | os.PathLike[str], folder: Folder | None) -> Checkpoin
     """The checkpoint at the path, also where it is several files of a trainer's, or the one file
     with weights in a folder. Raises OpenError or DamageError."""
     try:
-        return open_checkpoint(_meant(path, folder))
+        return open_checkpoint(path)
     except HoldtrueError as error:
-        unknown = is_folder(error.report.findings)
-        view = training_folder(str(path)) if unknown else None
+        if not is_folder(error.report.findings):
+            raise
+        meant = _meant(folder)
+        if meant is not None:
+            return open_checkpoint(meant)
+        view = training_folder(str(path))
         if view is None:
             raise
         return Checkpoint(Path(path), view, Trust(), None)
@@ -48,9 +52,9 @@ def is_folder(findings: Iterable[Finding]) -> bool:
     return {f.code for f in findings} <= {"directory-unknown", "run-not-checkpoint"}
 
 
-def _meant(path: str | os.PathLike[str], folder: Folder | None) -> str | os.PathLike[str]:
+def _meant(folder: Folder | None) -> str | None:
     if folder is None or folder.run:
-        return path
+        return None
     from holdtrue.doctor.folders import main_file
 
-    return main_file(folder) or path
+    return main_file(folder)

@@ -27,6 +27,8 @@ def told_with_rest(path: str, findings: Iterable[Finding], *, deep: bool = False
     except HoldtrueError as error:
         lost = any(f.code == "nothing-whole" for f in error.report.findings)
         return [_hopeless(f) for f in told] if lost else told
+    if not left.view.tensors and not left.unnamed:
+        return [_hopeless(f) for f in told]
     command = salvage_command(path)
     told = [replace(f, command=command) if _mendable(f) else f for f in told]
     if not left.lost and not left.unnamed:
@@ -48,10 +50,12 @@ def _mendable(finding: Finding) -> bool:
 
 
 def _hopeless(finding: Finding) -> Finding:
+    """The finding without a hope of salvaging; what else it proposes stays."""
     if finding.severity != "error":
         return finding
-    fix = "go back to the checkpoint before, or fetch the file again: no tensor in it is whole"
-    return replace(finding, fix=fix)
+    own = finding.fix if "salvage" not in finding.fix else ""
+    fix = own or "go back to the checkpoint before, or fetch the file again"
+    return replace(finding, fix=f"{fix}: no tensor in it is whole")
 
 
 def _with_rest(finding: Finding, path: str, left: Salvaged) -> Finding:

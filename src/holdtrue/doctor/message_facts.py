@@ -20,7 +20,7 @@ class Fact(Struct, frozen=True):
 
 
 _WEB, _LFS, _TEXT, _PACKED = "web-page", "git-lfs-pointer", "text-file", "compressed-file"
-_ZIP = "zip-no-directory"
+_ZIP, _REFUSED = "zip-no-directory", "weights-only-refuses"
 # The first byte at which unpickling stops, and what begins so.
 _BYTES: dict[int, tuple[str, str]] = {
     ord("v"): ("a git-lfs pointer (“version https://git-lfs…”) instead of the file", _LFS),
@@ -43,9 +43,15 @@ _BYTES: dict[int, tuple[str, str]] = {
     ord("%"): ("a PDF document", "not-a-checkpoint"),
     0xFF: ("a JPEG picture", "not-a-checkpoint"),
     0x89: ("a PNG picture", "not-a-checkpoint"),
-    0x95: ("a pickle of protocol 4 or 5: torch reads up to 3 here; holdtrue.open reads it", ""),
-    0x8C: ("a pickle of protocol 4 or 5: torch reads up to 3 here; holdtrue.open reads it", ""),
-    0x96: ("a pickle of protocol 5: torch reads up to 3 here; holdtrue.open reads it", ""),
+    0x95: (
+        "a pickle of protocol 4 or 5: torch reads up to 3 here; holdtrue.open reads it",
+        _REFUSED,
+    ),
+    0x8C: (
+        "a pickle of protocol 4 or 5: torch reads up to 3 here; holdtrue.open reads it",
+        _REFUSED,
+    ),
+    0x96: ("a pickle of protocol 5: torch reads up to 3 here; holdtrue.open reads it", _REFUSED),
     ord("P"): ("a zip archive, whose end is missing or that lies in another file", _ZIP),
 }
 _ESCAPES = {r"\n": 10, r"\r": 13, r"\t": 9, r"\\": 92, r"\'": 39}
@@ -133,7 +139,7 @@ def _global(text: str) -> Iterable[Fact]:
         )
         yield Fact(
             f"the file holds a {name}, {kind}; holdtrue.open reads it as data, without running it",
-            "class-not-trusted",
+            "weights-only-refuses",
         )
 
 
@@ -209,13 +215,19 @@ _NESTED = ("state_dict", "model_state_dict", "model", "net", "epoch", "optimizer
 
 def _another_loader(text: str) -> Iterable[Fact]:
     if re.search(r"TorchScript archives|did you mean to use torch\.jit\.load", text):
-        yield Fact("it is a TorchScript file: torch.jit.load, or holdtrue.open, which runs nothing")
+        yield Fact(
+            "it is a TorchScript file: torch.jit.load, or holdtrue.open, which runs nothing",
+            "torchscript-archive",
+        )
     if "locating file constants.pkl" in text:
         yield Fact("it is no TorchScript file: torch.load it, or holdtrue.open")
     if "legacy .tar format" in text:
         yield Fact("it was written before torch 0.4: holdtrue.open reads it, running nothing")
     if "cannot instantiate '" in text and "Path'" in text:
-        yield Fact("a path that was pickled on another operating system: holdtrue.open reads it")
+        yield Fact(
+            "a path that was pickled on another operating system: holdtrue.open reads it",
+            "object-in-file",
+        )
     if "'ascii' codec can't decode" in text:
         yield Fact("a pickle of Python 2: holdtrue.open reads its byte strings as they are")
     if re.search(r"No module named 'numpy\._?core", text):

@@ -5,6 +5,7 @@ from pathlib import Path
 
 from msgspec.structs import replace
 
+from holdtrue.doctor.amounts import counted
 from holdtrue.doctor.convert import Converted, destination, write_view
 from holdtrue.doctor.destination import Progress, check_destination
 from holdtrue.findings import Finding, report
@@ -71,7 +72,8 @@ def _lost(where: str, lost: tuple[Lost, ...]) -> list[Finding]:
             severity="error",
             where=places[0],
             places=places,
-            what=f"{len(lost):,} tensors of {where} are lost",
+            what=f"{counted(len(lost), 'tensor')} of {where} "
+            f"{'are' if len(lost) > 1 else 'is'} lost",
             why="bytes of each are missing, or are not those that were written",
             fix="take them from an older checkpoint; all others are in the result",
         )

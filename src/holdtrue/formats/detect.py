@@ -99,6 +99,8 @@ def is_safetensors(head: bytes, size: int) -> bool:
     fits = 0 < length <= limits().header_bytes
     if size <= 8:
         return len(head) == 8 and fits
+    if not fits and signatures.begins_another(head):  # a `{` at byte 8 of it is chance
+        return False
     text = head[8:].lstrip(b" \t\r\n")
     if not text:
         return fits

@@ -175,7 +175,7 @@ def _unread(path: str, name: str, lost: list[str], error: HoldtrueError) -> Iter
         where=f"{name}: {lost[0]}" if lost else name,
         places=tuple(f"{name}: {key}" for key in lost),
         what=f"the shard {name} is {'missing' if missing else 'not readable'}",
-        why=f"{len(lost)} tensors of the set are in it"
+        why=f"{len(lost)} tensor{'s are' if len(lost) != 1 else ' is'} in it of the set"
         + ("" if missing else f"; {cause.what}: {cause.why}"),
         fix=f"fetch {name} again from where the set came from" if missing else cause.fix,
     )

@@ -85,6 +85,12 @@ _COMPRESSED: tuple[tuple[bytes, str, str, Callable[[], Any]], ...] = (
 )
 
 
+def begins_another(head: bytes) -> bool:
+    """Whether the first bytes are those of a format that is none of ours."""
+    signed = any(row.magic and not row.at and head.startswith(row.magic) for row in _SIGNATURES)
+    return signed or any(head.startswith(row[0]) for row in _COMPRESSED)
+
+
 def recognise(path: str, head: bytes, tail: bytes) -> OpenError | None:
     """The refusal that names what a file is, from its first and last bytes; None if unknown."""
     for test in (_pointer, _markup, _json, _compressed, _zlib, _signed, _tensorflow, _onnx, _text):

@@ -7,7 +7,7 @@ from typing import Literal
 from holdtrue.errors import DamageError, OpenError
 from holdtrue.formats import signatures
 from holdtrue.formats.source import open_source, read_bytes, refuse
-from holdtrue.formats.zip_archive import LOCAL_SIGNATURE, Archive, read_directory, read_local
+from holdtrue.formats.zip_archive import Archive, read_directory, read_local
 from holdtrue.limits import MIB
 
 ZipKind = Literal["torch-zip", "torchscript", "pt2", "npz"]
@@ -15,6 +15,7 @@ ZipKind = Literal["torch-zip", "torchscript", "pt2", "npz"]
 _ENCRYPTED = 0x0001
 _ANOTHER = re.compile(rb"PK\x05\x06.{16}\0\0PK\x03\x04", re.DOTALL)  # an end, then a beginning
 _SEARCHED = 16 * MIB
+_GAP = 22  # bytes of the end of an archive
 
 
 def name_zip(path: str) -> ZipKind:
@@ -79,11 +80,15 @@ def _without_folder(name: str) -> str:
 
 
 def _is_one_of_several(archive: Archive) -> bool:
-    """Whether records stand before those of the directory, or begin again behind them."""
-    if min(entry.header_offset for entry in archive.entries) > 0:
+    """Whether another archive ends before the records of the directory, or begins behind them.
+
+    A record alone says nothing: the directory may have lost its place.
+    """
+    first = min(entry.header_offset for entry in archive.entries)
+    if first > 0 and _ANOTHER.search(read_bytes(archive.path, max(0, first - _GAP), _GAP + 4)):
         return True
     end = max(entry.offset + entry.stored for entry in archive.entries)
-    return LOCAL_SIGNATURE in read_bytes(archive.path, end, MIB)
+    return _ANOTHER.search(read_bytes(archive.path, end, MIB)) is not None
 
 
 def _in_a_row(path: str) -> OpenError:

@@ -174,9 +174,9 @@ def _by_hand(view: View, name: str, target: Any) -> Finding:
         severity="error",
         where=name,
         what=f"a {class_name(type(target))} cannot be restored from a {view.format} file",
-        why="the file does not say which parameter is which, nor what it was built from; "
-        "only modules are restored by name",
-        fix=f'{name}.load_state_dict(holdtrue.open(path)["{name}"]), if the order is the same',
+        why="modules are restored by name; an optimizer, a scheduler or a scaler where its class "
+        "is the same and it is certain which parameter is which; nothing else is",
+        fix=f'{name}.load_state_dict(holdtrue.open(path)["{name}"]), if it is what was saved',
     )
 
 

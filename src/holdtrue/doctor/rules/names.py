@@ -154,7 +154,9 @@ def tied_tensors(view: View) -> Iterator[Finding]:
                 severity="note",
                 where=places[0],
                 places=places if len(places) > 1 else (),
-                what=f"{counted(len(tied), 'tensor')} stand under several names each",
+                what="one tensor stands under several names"
+                if len(tied) == 1
+                else f"{len(tied):,} tensors stand under several names each",
                 why="they were one tensor when saved; a model that does not tie them gets copies, "
                 "which training then drives apart",
                 fix="restore ties them again where the model does",
