@@ -10,8 +10,8 @@ from holdtrue.doctor.explain import pages
 LIST = Path(__file__).parent.parent.parent / "docs" / "codes.md"
 _HEAD = """# All codes
 
-Every finding has one of these codes. `holdtrue explain CODE` shows its page, with an example and how
-to mend it. This list is made from the pages, by `python tests/explain/make_codes.py`.
+Every finding has one of these codes. `holdtrue explain CODE` shows its page, with an example and
+how to mend it. This list is made from the pages, by `python tests/explain/make_codes.py`.
 
 | code | what it says |
 |---|---|

@@ -47,10 +47,10 @@ def without_rest(findings: Iterable[Finding], path: str) -> list[Finding]:
     return [
         replace(
             finding,
-            fix=finding.fix or "write all that belongs to it anew; what follows is left out",
+            fix="write all that belongs to it anew; what follows is left out",
             command=salvage_command(path),
         )
-        if finding.code == "trailing-bytes" and not finding.command
+        if finding.code == "trailing-bytes" and not finding.fix
         else finding
         for finding in findings
     ]
