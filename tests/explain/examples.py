@@ -48,11 +48,13 @@ def finding(code, report):
 _VARIES = (
     (re.compile(re.escape(torch.__version__.partition("+")[0]) + r"(\+\w+)?"), "<torch>"),
     (re.compile(r"\b[0-9a-f]{8}\b(?=, the archive)|(?<=says )[0-9a-f]{8}\b"), "<crc>"),
+    (re.compile(r"-?\b(\d+\.\d{6,}(e-?\d+)?|\d{13,})\b"), "<number>"),
     (re.compile(r"\b[0-9a-f]{12,}\b"), "<hex>"),
     (re.compile(r"\b0x[0-9a-f]+\b"), "<address>"),
     (re.compile(r"(?<=free )[\d,]+"), "<n>"),
     (re.compile(r"\d[\d,]*(?=( bytes| elements|\.\d+ [KMG]iB))"), "<n>"),
     (re.compile(r"(?<=byte )\d+|(?<=offset )[\d,]+|(?<=steps )\d+|(?<=threads )\d+"), "<n>"),
+    (re.compile(r"(?<=process )\d+ on \S+, since [-+:T\d]+"), "<n> on <host>, since <time>"),
     (re.compile(r"cpython-3\.\d+"), "<python>"),
     (re.compile(r"\b\d\.?\d*e[-+]\d+|\b0\.0\d+"), "<small>"),
 )
