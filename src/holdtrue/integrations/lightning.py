@@ -1,0 +1,198 @@
+"""Lightning: a callback that keeps the whole training as a run, and resumes it."""
+
+import logging
+import os
+from collections.abc import Iterable, Mapping
+from typing import Any, Literal
+
+from holdtrue.integrations import package_missing
+
+try:
+    from lightning.pytorch import LightningModule, Trainer
+    from lightning.pytorch.callbacks import Checkpoint
+    from lightning.pytorch.loops.loop import _Loop
+except ModuleNotFoundError as error:
+    if (error.name or "").partition(".")[0] != "lightning":
+        raise
+    raise package_missing("lightning", "lightning") from None
+
+from holdtrue.capture.rng import sources
+from holdtrue.errors import HoldtrueError, fail
+from holdtrue.findings import Finding
+from holdtrue.integrations.lightning_io import HoldtrueIO
+from holdtrue.runs.keep import Keep
+from holdtrue.runs.run import Run
+
+__all__ = ["HoldtrueCallback", "HoldtrueIO"]
+
+_log = logging.getLogger("holdtrue")
+
+
+class HoldtrueCallback(Checkpoint):
+    """Saves every `every_n_steps` optimizer steps and `every_n_epochs` epochs, behind the training,
+    and resumes from the newest whole checkpoint when `fit` begins.
+
+    A save that falls on the last batch of an epoch is made at the epoch's end, and one that falls
+    before a validation in mid-epoch with the next step: there Lightning can be resumed exactly.
+    """
+
+    def __init__(
+        self,
+        path: str | os.PathLike[str],
+        *,
+        every_n_steps: int | None = None,
+        every_n_epochs: int | None = 1,
+        keep: Keep | None = None,
+        busy: Literal["wait", "skip"] = "wait",
+        allow: Iterable[str] = (),
+    ) -> None:
+        for name, every in (("every_n_steps", every_n_steps), ("every_n_epochs", every_n_epochs)):
+            if every is not None and every < 1:
+                raise ValueError(f"{name}={every!r}: give a whole number from 1, or None")
+        self.path, self.keep, self.busy, self.allow = path, keep, busy, tuple(allow)
+        self.every_n_steps, self.every_n_epochs = every_n_steps, every_n_epochs
+        self.run: Run | None = None
+        self._training: _Training | None = None
+        self._last = 0  # the step of the last save, or resume
+        self._random: dict[str, Any] | None = None  # to be set when the loop is about to begin
+
+    @property
+    def best_model_path(self) -> str:
+        """For `ckpt_path="best"`, which `HoldtrueIO` reads; "" when there is none."""
+        best = self._run().best() if self._run().keep.by else None
+        return str(best.path) if best else ""
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        if stage == "fit" and trainer.world_size > 1:
+            raise fail(HoldtrueError, str(self.path), _several_processes(trainer.world_size))
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._training = _Training(trainer)
+        self.run = Run(
+            self.path,
+            keep=self.keep,
+            busy=self.busy,
+            model=pl_module,
+            training=self._training,
+            **_numbered("optimizer", trainer.optimizers),
+            **_numbered("scheduler", [c.scheduler for c in trainer.lr_scheduler_configs]),
+        )
+        self._last = self.run.resume(allow=self.allow)
+        self._random = None
+        if self._training.resumed:
+            # Between here and the first batch Lightning makes loaders and iterators, which draw.
+            self._random = {name: source.get() for name, source in sources().items()}
+            _log.info("%s: resumed from step %d", self.path, self._last)
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if self._random is None or self._training is None:
+            return
+        self._training.set_loaders()
+        for name, source in sources().items():
+            if name in self._random:
+                source.set(self._random[name])
+        self._random = None
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        step, every = trainer.global_step, self.every_n_steps
+        if every is None or step // every <= self._last // every:
+            return
+        epoch_loop = trainer.fit_loop.epoch_loop
+        fetcher = trainer.fit_loop._data_fetcher
+        if epoch_loop._num_ready_batches_reached():
+            return  # at the epoch's end
+        if fetcher is not None and epoch_loop._should_check_val_fx(fetcher):
+            return  # with the next step: a resumed loop would leave this validation out
+        self._save(trainer, epoch_end=False)
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        step, steps, epochs = trainer.global_step, self.every_n_steps, self.every_n_epochs
+        by_step = steps is not None and step // steps > self._last // steps
+        by_epoch = epochs is not None and (trainer.current_epoch + 1) % epochs == 0
+        if step > self._last and (by_step or by_epoch):
+            self._save(trainer, epoch_end=True)
+
+    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._run().close()
+
+    def on_exception(
+        self, trainer: Trainer, pl_module: LightningModule, exception: BaseException
+    ) -> None:
+        if self.run is not None:  # wait for the save in progress; what ended the training says more
+            self.run.__exit__(type(exception), exception, None)
+
+    def _save(self, trainer: Trainer, *, epoch_end: bool) -> None:
+        assert self._training is not None
+        self._training.epoch_end = epoch_end
+        metrics = {k: float(v) for k, v in trainer.callback_metrics.items()}
+        saving = self._run().save(trainer.global_step, metrics=metrics)
+        if not saving.skipped:
+            self._last = trainer.global_step
+
+    def _run(self) -> Run:
+        return self.run if self.run is not None else Run(self.path, keep=self.keep)
+
+
+class _Training:
+    """What Lightning itself would write beside model, optimizers and schedulers: loops, loaders,
+    callbacks, precision, data module, and what the hooks of these add."""
+
+    def __init__(self, trainer: Trainer) -> None:
+        self.trainer = trainer
+        self.epoch_end = False
+        self.resumed = False
+        self._loaders: list[Any] = []
+
+    def state_dict(self) -> dict[str, Any]:
+        dumped = self.trainer._checkpoint_connector.dump_checkpoint(weights_only=False)
+        for name in ("state_dict", "optimizer_states", "lr_schedulers"):
+            dumped.pop(name, None)  # these are parts of their own
+        loader = self.trainer.fit_loop._combined_loader
+        states = loader._state_dicts() if loader is not None else []
+        return {"lightning": dumped, "loaders": states, "epoch_end": self.epoch_end}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        connector = self.trainer._checkpoint_connector
+        connector._loaded_checkpoint = dict(state["lightning"])
+        try:
+            connector.restore_datamodule()
+            self.trainer.lightning_module.on_load_checkpoint(connector._loaded_checkpoint)
+            connector.restore_callbacks()
+            connector.restore_precision_plugin_state()
+            connector.restore_loops()
+        finally:
+            connector._loaded_checkpoint = {}
+        self.epoch_end, self.resumed = state["epoch_end"], True
+        self._loaders = state["loaders"]
+        if self.epoch_end:
+            # The epoch is over, so the next one begins: with max_steps Lightning takes it for one
+            # in progress. By the base class: the fit loop's own setter would say so again.
+            _Loop.restarting.fset(self.trainer.fit_loop, False)
+
+    def set_loaders(self) -> None:
+        """After an epoch that was over, let the loop make its iterator where it would have."""
+        loop = self.trainer.fit_loop
+        if self.epoch_end and loop._combined_loader is not None:
+            loop._combined_loader._load_state_dicts(self._loaders)
+            loop._resuming_from_checkpoint = False
+        self._loaders = []
+
+
+def _numbered(name: str, parts: Iterable[Any]) -> dict[str, Any]:
+    """optimizer, optimizer_2, …"""
+    return {f"{name}_{n}" if n > 1 else name: part for n, part in enumerate(parts, 1)}
+
+
+def _several_processes(count: int) -> Finding:
+    return Finding(
+        code="several-processes",
+        severity="error",
+        where=f"world size {count}",
+        what="this callback keeps the training of one process",
+        why="random states and loaders differ between the processes, and sharded weights are on "
+        "none of them whole; a run keeps what one process has",
+        fix="let Lightning gather them, and HoldtrueIO write what it gathered",
+        command="trainer = Trainer(plugins=[HoldtrueIO()])",
+    )
