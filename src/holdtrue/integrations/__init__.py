@@ -3,6 +3,9 @@
 Each module imports its framework, so import the one you need: `holdtrue.integrations.lightning`.
 """
 
+from typing import Any
+
+from holdtrue.capture.rng import sources
 from holdtrue.errors import HoldtrueError, fail
 from holdtrue.findings import Finding
 
@@ -23,3 +26,32 @@ def package_missing(package: str, extra: str) -> HoldtrueError:
             command=f"pip install 'holdtrue[{extra}]'",
         ),
     )
+
+
+def several_processes(subject: str, count: int, fix: str, command: str = "") -> HoldtrueError:
+    """The error where a run would keep only what one of several processes has."""
+    return fail(
+        HoldtrueError,
+        subject,
+        Finding(
+            code="several-processes",
+            severity="error",
+            where=f"world size {count}",
+            what=f"{count} processes train together; this keeps the state of one",
+            why="random states and loaders differ between them, and sharded weights are on none of "
+            "them whole",
+            fix=fix,
+            command=command,
+        ),
+    )
+
+
+def random_states() -> dict[str, Any]:
+    """The global random states as they are now. Frameworks draw between a resume and a step."""
+    return {name: source.get() for name, source in sources().items()}
+
+
+def set_random_states(states: dict[str, Any]) -> None:
+    for name, source in sources().items():
+        if name in states:
+            source.set(states[name])

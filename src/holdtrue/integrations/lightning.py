@@ -5,7 +5,12 @@ import os
 from collections.abc import Iterable, Mapping
 from typing import Any, Literal
 
-from holdtrue.integrations import package_missing
+from holdtrue.integrations import (
+    package_missing,
+    random_states,
+    set_random_states,
+    several_processes,
+)
 
 try:
     from lightning.pytorch import LightningModule, Trainer
@@ -16,9 +21,6 @@ except ModuleNotFoundError as error:
         raise
     raise package_missing("lightning", "lightning") from None
 
-from holdtrue.capture.rng import sources
-from holdtrue.errors import HoldtrueError, fail
-from holdtrue.findings import Finding
 from holdtrue.integrations.lightning_io import HoldtrueIO
 from holdtrue.runs.keep import Keep
 from holdtrue.runs.run import Run
@@ -64,7 +66,12 @@ class HoldtrueCallback(Checkpoint):
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         if stage == "fit" and trainer.world_size > 1:
-            raise fail(HoldtrueError, str(self.path), _several_processes(trainer.world_size))
+            raise several_processes(
+                str(self.path),
+                trainer.world_size,
+                "let Lightning gather them, and HoldtrueIO write what it gathered",
+                "trainer = Trainer(plugins=[HoldtrueIO()])",
+            )
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._training = _Training(trainer)
@@ -81,16 +88,14 @@ class HoldtrueCallback(Checkpoint):
         self._random = None
         if self._training.resumed:
             # Between here and the first batch Lightning makes loaders and iterators, which draw.
-            self._random = {name: source.get() for name, source in sources().items()}
+            self._random = random_states()
             _log.info("%s: resumed from step %d", self.path, self._last)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if self._random is None or self._training is None:
             return
         self._training.set_loaders()
-        for name, source in sources().items():
-            if name in self._random:
-                source.set(self._random[name])
+        set_random_states(self._random)
         self._random = None
 
     def on_train_batch_end(
@@ -169,7 +174,8 @@ class _Training:
         if self.epoch_end:
             # The epoch is over, so the next one begins: with max_steps Lightning takes it for one
             # in progress. By the base class: the fit loop's own setter would say so again.
-            _Loop.restarting.fset(self.trainer.fit_loop, False)
+            setter: Any = _Loop.restarting
+            setter.fset(self.trainer.fit_loop, False)
 
     def set_loaders(self) -> None:
         """After an epoch that was over, let the loop make its iterator where it would have."""
@@ -183,16 +189,3 @@ class _Training:
 def _numbered(name: str, parts: Iterable[Any]) -> dict[str, Any]:
     """optimizer, optimizer_2, …"""
     return {f"{name}_{n}" if n > 1 else name: part for n, part in enumerate(parts, 1)}
-
-
-def _several_processes(count: int) -> Finding:
-    return Finding(
-        code="several-processes",
-        severity="error",
-        where=f"world size {count}",
-        what="this callback keeps the training of one process",
-        why="random states and loaders differ between the processes, and sharded weights are on "
-        "none of them whole; a run keeps what one process has",
-        fix="let Lightning gather them, and HoldtrueIO write what it gathered",
-        command="trainer = Trainer(plugins=[HoldtrueIO()])",
-    )

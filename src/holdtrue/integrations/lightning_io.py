@@ -8,7 +8,7 @@ from typing import Any
 from holdtrue.integrations import package_missing
 
 try:
-    from lightning.pytorch import __version__ as lightning_version
+    import lightning.pytorch
     from lightning.pytorch.plugins.io import CheckpointIO
 except ModuleNotFoundError as error:
     if (error.name or "").partition(".")[0] != "lightning":
@@ -62,7 +62,7 @@ class HoldtrueIO(CheckpointIO):
         content = {name: checkpoint[name] for name in checkpoint.parts}
         if "state_dict" not in content and "model" in content:
             # Weights alone, or a run of HoldtrueCallback: enough to validate, test and predict.
-            content = {"state_dict": content["model"], _VERSION: lightning_version}
+            content = {"state_dict": content["model"], _VERSION: lightning.pytorch.__version__}
         return content
 
     def remove_checkpoint(self, path: str | os.PathLike[str]) -> None:

@@ -1,0 +1,14 @@
+"""Ignite: killed and resumed."""
+
+import pytest
+
+pytest.importorskip("ignite")
+
+from killing import parts_that_differ, run_killed_and_again  # noqa: E402
+
+
+def test_a_killed_training_ends_with_the_same_bits(tmp_path, figure):
+    whole, cut, reached = run_killed_and_again("ignite_run.py", tmp_path)
+    assert 0 < reached < 60
+    assert parts_that_differ(whole, cut) == set()
+    figure("frameworks killed and resumed")

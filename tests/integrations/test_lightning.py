@@ -1,0 +1,15 @@
+"""Lightning: killed and resumed, and its checkpoints without pickle."""
+
+import pytest
+
+pytest.importorskip("lightning")
+
+from killing import parts_that_differ, run_killed_and_again  # noqa: E402
+
+
+def test_a_killed_training_ends_with_the_same_bits(tmp_path, figure):
+    whole, cut, reached = run_killed_and_again("lightning_run.py", tmp_path)
+    assert 0 < reached < 60
+    # Everything: weights, optimizer, schedule, loops, loader, callbacks and random states.
+    assert parts_that_differ(whole, cut) == set()
+    figure("frameworks killed and resumed")
