@@ -5,6 +5,10 @@ import os
 from collections.abc import Iterable, Mapping
 from typing import Any, Literal
 
+import torch
+from torch.utils.data import DataLoader
+
+from holdtrue.capture.loader import generators
 from holdtrue.integrations import (
     package_missing,
     random_states,
@@ -54,7 +58,7 @@ class HoldtrueCallback(Checkpoint):
         self.path, self.keep, self.busy, self.allow = path, keep, busy, tuple(allow)
         self.every_n_steps, self.every_n_epochs = every_n_steps, every_n_epochs
         self.run: Run | None = None
-        self._training: _Training | None = None
+        self._training: dict[str, Any] = {}  # the part of this name
         self._last = 0  # the step of the last save, or resume
         self._random: dict[str, Any] | None = None  # to be set when the loop is about to begin
 
@@ -74,7 +78,7 @@ class HoldtrueCallback(Checkpoint):
             )
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._training = _Training(trainer)
+        self._training.clear()
         self.run = Run(
             self.path,
             keep=self.keep,
@@ -86,15 +90,16 @@ class HoldtrueCallback(Checkpoint):
         )
         self._last = self.run.resume(allow=self.allow)
         self._random = None
-        if self._training.resumed:
+        if self._training:
+            _restore(trainer, self._training)
             # Between here and the first batch Lightning makes loaders and iterators, which draw.
             self._random = random_states()
             _log.info("%s: resumed from step %d", self.path, self._last)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if self._random is None or self._training is None:
+        if self._random is None:
             return
-        self._training.set_loaders()
+        _restore_loop(trainer, self._training)
         set_random_states(self._random)
         self._random = None
 
@@ -129,8 +134,8 @@ class HoldtrueCallback(Checkpoint):
             self.run.__exit__(type(exception), exception, None)
 
     def _save(self, trainer: Trainer, *, epoch_end: bool) -> None:
-        assert self._training is not None
-        self._training.epoch_end = epoch_end
+        self._training.clear()
+        self._training.update(_training(trainer, epoch_end))
         metrics = {k: float(v) for k, v in trainer.callback_metrics.items()}
         saving = self._run().save(trainer.global_step, metrics=metrics)
         if not saving.skipped:
@@ -140,50 +145,52 @@ class HoldtrueCallback(Checkpoint):
         return self.run if self.run is not None else Run(self.path, keep=self.keep)
 
 
-class _Training:
-    """What Lightning itself would write beside model, optimizers and schedulers: loops, loaders,
-    callbacks, precision, data module, and what the hooks of these add."""
+def _training(trainer: Trainer, epoch_end: bool) -> dict[str, Any]:
+    """What Lightning itself would write beside model, optimizers and schedulers: loops, callbacks,
+    precision, data module, and what the hooks of these add; and what it would forget."""
+    dumped = trainer._checkpoint_connector.dump_checkpoint(weights_only=False)
+    for name in ("state_dict", "optimizer_states", "lr_schedulers"):
+        dumped.pop(name, None)  # these are parts of their own
+    states = [{k: g.get_state() for k, g in own.items()} for own in _generators(trainer)]
+    metrics = dict(trainer.callback_metrics)
+    return {"lightning": dumped, "generators": states, "metrics": metrics, "epoch_end": epoch_end}
 
-    def __init__(self, trainer: Trainer) -> None:
-        self.trainer = trainer
-        self.epoch_end = False
-        self.resumed = False
-        self._loaders: list[Any] = []
 
-    def state_dict(self) -> dict[str, Any]:
-        dumped = self.trainer._checkpoint_connector.dump_checkpoint(weights_only=False)
-        for name in ("state_dict", "optimizer_states", "lr_schedulers"):
-            dumped.pop(name, None)  # these are parts of their own
-        loader = self.trainer.fit_loop._combined_loader
-        states = loader._state_dicts() if loader is not None else []
-        return {"lightning": dumped, "loaders": states, "epoch_end": self.epoch_end}
+def _restore(trainer: Trainer, training: Mapping[str, Any]) -> None:
+    """Hand Lightning what `_training` took, before it makes loaders."""
+    connector = trainer._checkpoint_connector
+    connector._loaded_checkpoint = dict(training["lightning"])
+    try:
+        connector.restore_datamodule()
+        trainer.lightning_module.on_load_checkpoint(connector._loaded_checkpoint)
+        connector.restore_callbacks()
+        connector.restore_precision_plugin_state()
+        connector.restore_loops()
+    finally:
+        connector._loaded_checkpoint = {}
+    if training["epoch_end"]:
+        # The epoch is over, so the next one begins: with max_steps Lightning takes it for one in
+        # progress. By the base class: the fit loop's own setter would say so again.
+        setter: Any = _Loop.restarting
+        setter.fset(trainer.fit_loop, False)
 
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        connector = self.trainer._checkpoint_connector
-        connector._loaded_checkpoint = dict(state["lightning"])
-        try:
-            connector.restore_datamodule()
-            self.trainer.lightning_module.on_load_checkpoint(connector._loaded_checkpoint)
-            connector.restore_callbacks()
-            connector.restore_precision_plugin_state()
-            connector.restore_loops()
-        finally:
-            connector._loaded_checkpoint = {}
-        self.epoch_end, self.resumed = state["epoch_end"], True
-        self._loaders = state["loaders"]
-        if self.epoch_end:
-            # The epoch is over, so the next one begins: with max_steps Lightning takes it for one
-            # in progress. By the base class: the fit loop's own setter would say so again.
-            setter: Any = _Loop.restarting
-            setter.fset(self.trainer.fit_loop, False)
 
-    def set_loaders(self) -> None:
-        """After an epoch that was over, let the loop make its iterator where it would have."""
-        loop = self.trainer.fit_loop
-        if self.epoch_end and loop._combined_loader is not None:
-            loop._combined_loader._load_state_dicts(self._loaders)
-            loop._resuming_from_checkpoint = False
-        self._loaders = []
+def _restore_loop(trainer: Trainer, training: Mapping[str, Any]) -> None:
+    """The same, for what Lightning resets or makes anew until the loop begins."""
+    trainer._logger_connector._callback_metrics.update(training["metrics"])
+    if training["epoch_end"]:
+        for own, states in zip(_generators(trainer), training["generators"], strict=False):
+            for name in own.keys() & states.keys():
+                own[name].set_state(states[name])
+        # Let it make its iterator where it would have, after the epoch's hooks.
+        trainer.fit_loop._resuming_from_checkpoint = False
+
+
+def _generators(trainer: Trainer) -> list[dict[str, torch.Generator]]:
+    """Those that the training's loaders draw from, beside the global one."""
+    combined = trainer.fit_loop._combined_loader
+    loaders = combined.flattened if combined is not None else []
+    return [generators(loader) if isinstance(loader, DataLoader) else {} for loader in loaders]
 
 
 def _numbered(name: str, parts: Iterable[Any]) -> dict[str, Any]:

@@ -8,7 +8,7 @@ from typing import Any
 from holdtrue.integrations import package_missing
 
 try:
-    import lightning.pytorch
+    import lightning
     from lightning.pytorch.plugins.io import CheckpointIO
 except ModuleNotFoundError as error:
     if (error.name or "").partition(".")[0] != "lightning":
@@ -62,7 +62,10 @@ class HoldtrueIO(CheckpointIO):
         content = {name: checkpoint[name] for name in checkpoint.parts}
         if "state_dict" not in content and "model" in content:
             # Weights alone, or a run of HoldtrueCallback: enough to validate, test and predict.
-            content = {"state_dict": content["model"], _VERSION: lightning.pytorch.__version__}
+            training = content.get("training")
+            rest = training.get("lightning") if isinstance(training, dict) else None
+            content = {_VERSION: lightning.__version__, "state_dict": content["model"]}
+            content.update(rest if isinstance(rest, dict) else {})
         return content
 
     def remove_checkpoint(self, path: str | os.PathLike[str]) -> None:

@@ -1,10 +1,8 @@
 """Ignite: killed and resumed."""
 
-import pytest
+from killing import needs, parts_that_differ, run_killed_and_again
 
-pytest.importorskip("ignite")
-
-from killing import parts_that_differ, run_killed_and_again  # noqa: E402
+pytestmark = needs("ignite")
 
 
 def test_a_killed_training_ends_with_the_same_bits(tmp_path, figure):
