@@ -23,9 +23,9 @@ class Stopped(Exception):
 
 
 class Net(LightningModule):
-    def __init__(self, stop_before=None):
+    def __init__(self, stop_before=None, plateau=False):
         super().__init__()
-        self.stop_before = stop_before
+        self.stop_before, self.plateau = stop_before, plateau
         self.net = nn.Sequential(nn.Linear(4, 8), nn.BatchNorm1d(8), nn.Dropout(0.5))
         self.seen = []
 
@@ -40,6 +40,10 @@ class Net(LightningModule):
 
     def configure_optimizers(self):
         optimizer = torch.optim.Adam(self.parameters(), lr=0.1)
+        if self.plateau:
+            plateau = torch.optim.lr_scheduler.ReduceLROnPlateau(optimizer, patience=0, factor=0.5)
+            settings = {"scheduler": plateau, "monitor": "val_loss", "frequency": 2}
+            return {"optimizer": optimizer, "lr_scheduler": settings}
         return [optimizer], [torch.optim.lr_scheduler.StepLR(optimizer, 1, 0.9)]
 
     def on_save_checkpoint(self, checkpoint):
@@ -49,7 +53,16 @@ class Net(LightningModule):
         self.loaded = checkpoint["mine"]
 
 
-def fit(place, loader_class, stop_before=None, callback=None, io=None, ckpt=None, **settings):
+def fit(
+    place,
+    loader_class,
+    stop_before=None,
+    callback=None,
+    io=None,
+    ckpt=None,
+    plateau=False,
+    **settings,
+):
     seed_everything(0, verbose=False)
     data = TensorDataset(torch.arange(80.0).reshape(20, 4))
     callbacks = [EarlyStopping("val_loss", patience=100)]
@@ -59,7 +72,7 @@ def fit(place, loader_class, stop_before=None, callback=None, io=None, ckpt=None
         default_root_dir=place, callbacks=callbacks, plugins=[io] if io else None,
         **{"max_epochs": 3, **settings},
     )  # fmt: skip
-    model = Net(stop_before)
+    model = Net(stop_before, plateau)
     loader = loader_class(data, batch_size=4, shuffle=True)
     try:
         trainer.fit(model, loader, DataLoader(data, batch_size=10), ckpt_path=ckpt)
@@ -73,6 +86,7 @@ PLACES = [
     ({}, {"every_n_steps": 1}, (1, 4, 5, 6, 12)),
     ({"max_epochs": -1, "max_steps": 13}, {"every_n_steps": 1}, (3, 5, 10)),
     ({"accumulate_grad_batches": 2}, {"every_n_steps": 1}, (1, 3, 4)),
+    ({"plateau": True, "max_epochs": 5}, {"every_n_steps": 5}, (11, 16, 22)),
     ({"val_check_interval": 2}, {"every_n_steps": 1}, (2, 3, 4, 5, 7)),
 ]
 

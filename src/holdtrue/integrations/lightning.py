@@ -182,6 +182,11 @@ def _restore_loop(trainer: Trainer, training: Mapping[str, Any]) -> None:
         for own, states in zip(_generators(trainer), training["generators"], strict=False):
             for name in own.keys() & states.keys():
                 own[name].set_state(states[name])
+        # What follows the last hook of an epoch, and counts it as one in progress.
+        done = trainer.fit_loop.epoch_progress.current
+        done.completed -= 1
+        trainer.fit_loop.epoch_loop.update_lr_schedulers("epoch", update_plateau_schedulers=True)
+        done.completed += 1
         # Let it make its iterator where it would have, after the epoch's hooks.
         trainer.fit_loop._resuming_from_checkpoint = False
 
