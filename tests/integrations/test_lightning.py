@@ -157,6 +157,11 @@ def test_what_lightning_saves_is_a_checkpoint_and_resumes_as_its_own(tmp_path):
     assert all(torch.equal(v, model.state_dict()[k]) for k, v in ends["torch"][0].items())
 
 
+def test_a_callback_that_would_save_nothing_is_refused(tmp_path):
+    with pytest.raises(ValueError, match="nothing would be saved"):
+        HoldtrueCallback(tmp_path, every_n_epochs=None)
+
+
 def test_several_processes_are_refused(tmp_path):
     trainer = Trainer(accelerator="cpu", devices=2, strategy="ddp", logger=False)
     with pytest.raises(holdtrue.HoldtrueError) as caught:

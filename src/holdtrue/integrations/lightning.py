@@ -55,6 +55,8 @@ class HoldtrueCallback(Checkpoint):
         for name, every in (("every_n_steps", every_n_steps), ("every_n_epochs", every_n_epochs)):
             if every is not None and every < 1:
                 raise ValueError(f"{name}={every!r}: give a whole number from 1, or None")
+        if every_n_steps is None and every_n_epochs is None:
+            raise ValueError("nothing would be saved: give every_n_steps or every_n_epochs")
         self.path, self.keep, self.busy, self.allow = path, keep, busy, tuple(allow)
         self.every_n_steps, self.every_n_epochs = every_n_steps, every_n_epochs
         self.run: Run | None = None
