@@ -38,9 +38,11 @@ _DIGESTED_BYTES = 1 << 20  # of a plain tensor: above it, its values are not com
 _DEVICE = re.compile(r"(cpu|cuda|mps|xpu|meta|npu|hpu|tpu)(:\d+)?\Z")
 _ABSOLUTE = re.compile(r"(~?/[^\s:]*/|[A-Za-z]:[\\/]|\\\\)\S*\Z")
 _FUNCTIONS = (types.FunctionType, types.BuiltinFunctionType, types.MethodType, np.ufunc)
-# What a transformers config says of where and by whom it was made.
+# What a transformers config says of where and by whom it was made, and in which process: Python's
+# hashes of strings are others in each.
 _VOLATILE = frozenset({"_name_or_path", "name_or_path", "transformers_version", "_commit_hash",
-                       "architectures", "torch_dtype", "dtype", "model_type"})  # fmt: skip
+                       "architectures", "torch_dtype", "dtype", "model_type",
+                       "_original_object_hash"})  # fmt: skip
 
 
 class Attributes:

@@ -34,6 +34,10 @@ _WRAPPERS = {
 }
 
 
+# Their `__getstate__` drops what cannot be copied; it says nothing about what is worth keeping.
+_LIBRARIES = frozenset({"torch", "lightning", "pytorch_lightning"})
+
+
 class Entry(Struct, frozen=True, eq=False):
     """A parameter or buffer where it stands: `owner._parameters[attribute]`, or `_buffers`."""
 
@@ -155,7 +159,7 @@ def has_getstate(module: nn.Module) -> bool:
     """True for a user's class that says itself what is to be kept of it."""
     cls = type(module)
     giver = next(c for c in cls.__mro__ if "__getstate__" in vars(c))
-    library = giver is object or giver.__module__.partition(".")[0] == "torch"
+    library = giver is object or giver.__module__.partition(".")[0] in _LIBRARIES
     return not library and hasattr(cls, "__setstate__")
 
 

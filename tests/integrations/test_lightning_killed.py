@@ -1,0 +1,13 @@
+"""Lightning: killed and resumed, and its checkpoints without pickle."""
+
+from killing import needs, parts_that_differ, run_killed_and_again
+
+pytestmark = needs("lightning")
+
+
+def test_a_killed_training_ends_with_the_same_bits(tmp_path, figure):
+    whole, cut, reached = run_killed_and_again("lightning_run.py", tmp_path)
+    assert 0 < reached < 60
+    # Everything: weights, optimizer, schedule, loops, loader, callbacks and random states.
+    assert parts_that_differ(whole, cut) == set()
+    figure("frameworks killed and resumed")
