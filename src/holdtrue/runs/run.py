@@ -75,6 +75,7 @@ class Run:
         self._manifests: dict[int, Manifest] = {}
         self._damaged: frozenset[int] = frozenset()  # what the last resume passed over
         self._link = True  # files of the checkpoint before, where they did not change
+        self._told_unlinked = False
         self._staging = Staging()
         self._behind = Background()
         self._saves = threading.RLock()  # several threads may save into one run
@@ -259,8 +260,13 @@ class Run:
 
     def _published(self, step: int, saved: Saved) -> None:
         self._damaged -= {step}
-        if saved.not_linked is not None:
-            _log.info("step %d: no file was linked: %s", step, saved.not_linked)
+        if saved.not_linked is not None and not self._told_unlinked:
+            self._told_unlinked = True
+            _log.warning(
+                "%s: this file system makes no hard links (%s); files that did not change are "
+                "written again each time",
+                self.path, saved.not_linked,
+            )  # fmt: skip
         if self.verify:
             self._link = False  # not from what may turn out to be damaged
             try:
