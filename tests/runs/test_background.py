@@ -136,21 +136,31 @@ def test_close_raises_what_failed_and_leaving_by_an_exception_does_not_hide_it(
 
 
 @pytest.mark.parametrize(
-    "ending", ["", "raise SystemExit(3)", "raise RuntimeError('training broke')"]
+    ("ending", "verify"),
+    [
+        ("", None),
+        ("raise SystemExit(3)", None),
+        ("raise RuntimeError('training broke')", None),
+        ("", "after"),
+    ],
 )
-def test_the_process_exit_waits(ending: str, tmp_path: Path) -> None:
+def test_the_process_exit_waits(ending: str, verify: str | None, tmp_path: Path) -> None:
     program = f"""
         import torch, holdtrue
         from holdtrue.limits import override
         model = torch.nn.Linear(2000, 2000)
-        run = holdtrue.Run({str(tmp_path / "run")!r}, model=model)
+        run = holdtrue.Run({str(tmp_path / "run")!r}, verify={verify!r}, model=model)
         with override(chunk_bytes=4096, threads=3):
             run.save(7)
         {ending}
     """
-    subprocess.run(
-        [sys.executable, "-c", textwrap.dedent(program)], capture_output=True, check=False
+    done = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(program)],
+        capture_output=True,
+        text=True,
+        check=False,
     )
+    assert "not saved" not in done.stderr
     assert holdtrue.verify(tmp_path / "run@7").findings == ()
 
 
