@@ -8,6 +8,7 @@ from typing import Any
 from msgspec import Struct
 
 from holdtrue.checkpoint import open as open_checkpoint
+from holdtrue.engine.telling import Tell
 from holdtrue.errors import DamageError, HoldtrueError, fail
 from holdtrue.findings import Finding, Report
 from holdtrue.records.manifest import NAME
@@ -54,9 +55,13 @@ def resume_first_whole(found: Iterable[tuple[int, Path]], restore: Restore) -> R
     return Resumed(None, None, frozenset(damaged), passed[0] if passed else None)
 
 
-def restore_parts(parts: Mapping[str, Any], allow: tuple[str, ...]) -> Restore:
+def restore_parts(
+    parts: Mapping[str, Any], allow: tuple[str, ...], progress: Tell | None = None
+) -> Restore:
     """A function that restores every part, and the random states, from a checkpoint."""
-    return lambda path: open_checkpoint(path).restore(rng=True, allow=allow, **parts)
+    return lambda path: open_checkpoint(path).restore(
+        rng=True, allow=allow, progress=progress, **parts
+    )
 
 
 def _half_there(path: Path) -> bool:

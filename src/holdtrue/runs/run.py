@@ -17,6 +17,7 @@ from holdtrue.checkpoint import Checkpoint
 from holdtrue.checkpoint import open as open_checkpoint
 from holdtrue.engine.linking import Earlier
 from holdtrue.engine.staging import Staged, Staging, copy_in
+from holdtrue.engine.telling import Tell
 from holdtrue.errors import HoldtrueError, SaveError, fail
 from holdtrue.findings import Finding, Report
 from holdtrue.formats.checkpoint_directory import read_manifest
@@ -45,7 +46,8 @@ class Run:
 
     A save goes on behind the training. A save that comes while the one before is in progress waits
     for it, or is skipped with `busy="skip"`. With `verify="after"` each new checkpoint is read back
-    from the disk before older ones are removed.
+    from the disk before older ones are removed. `progress` is told how far a save or a resume is:
+    bytes done and bytes in all, from any thread; `holdtrue.ProgressBar()` shows long ones.
     """
 
     def __init__(
@@ -57,6 +59,7 @@ class Run:
         probe: Any = None,
         busy: Literal["wait", "skip"] = "wait",
         verify: Literal["after"] | None = None,
+        progress: Tell | None = None,
         **parts: Any,
     ) -> None:
         if keep is not None and not isinstance(keep, Keep):
@@ -71,6 +74,7 @@ class Run:
         self.probe = probe  # inputs for `save`, see there
         self.busy = busy
         self.verify = verify
+        self.progress = progress
         self.report: Report | None = None  # of the last resume
         self._manifests: dict[int, Manifest] = {}
         self._damaged: frozenset[int] = frozenset()  # what the last resume passed over
@@ -140,7 +144,9 @@ class Run:
         saving = Saving(step, target, prepared.nbytes)
         earlier = self._earlier()
         if wait:
-            saved = write(prepared, prepared.sources, earlier=earlier, stall=0.0)
+            saved = write(
+                prepared, prepared.sources, earlier=earlier, stall=0.0, progress=self.progress
+            )
             saving.stall = saved.seconds
             self._published(step, saved)
             saving.end(saved)
@@ -165,7 +171,7 @@ class Run:
         their finding codes, as in `Checkpoint.restore`.
         """
         self._behind.wait()
-        restore = restore_parts(self.parts, tuple(allow))
+        restore = restore_parts(self.parts, tuple(allow), self.progress)
         self._damaged = frozenset()
         resumed = resume_first_whole(reversed(steps(self.path).items()), restore)
         self._damaged = resumed.damaged
@@ -249,7 +255,12 @@ class Run:
         """Behind the training: write, publish, prune."""
         try:
             saved = write(
-                prepared, copies, earlier=earlier, stall=saving.stall, staging=saving.staging
+                prepared,
+                copies,
+                earlier=earlier,
+                stall=saving.stall,
+                staging=saving.staging,
+                progress=self.progress,
             )
             self._published(saving.step, saved)
         except BaseException as error:
