@@ -17,6 +17,7 @@ def test_public_names():
         "Keep",
         "OpenError",
         "Probe",
+        "ProgressBar",
         "Report",
         "RestoreError",
         "ResumableLoader",

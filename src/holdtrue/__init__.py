@@ -6,6 +6,7 @@ if TYPE_CHECKING:
     from holdtrue.capture.buildable import buildable
     from holdtrue.capture.probe import Probe
     from holdtrue.checkpoint import Checkpoint, open, verify
+    from holdtrue.cli.progress import ProgressBar
     from holdtrue.diagnosis.diagnose import diagnose
     from holdtrue.doctor.convert import Converted, convert
     from holdtrue.doctor.diff import Difference, diff
@@ -28,6 +29,7 @@ __all__ = [
     "Keep",
     "OpenError",
     "Probe",
+    "ProgressBar",
     "Report",
     "RestoreError",
     "ResumableLoader",
@@ -55,6 +57,7 @@ _HOMES = {
     "Converted": "doctor.convert",
     "convert": "doctor.convert",
     "salvage": "doctor.salvage",
+    "ProgressBar": "cli.progress",
     "Difference": "doctor.diff",
     "diff": "doctor.diff",
     "DamageError": "errors",

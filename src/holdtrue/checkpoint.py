@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from msgspec.structs import replace
 
 from holdtrue.engine.read import verify_storages
+from holdtrue.engine.telling import Tell
 from holdtrue.errors import DamageError, HoldtrueError, fail, torch_missing
 from holdtrue.findings import Finding, Report, report
 from holdtrue.formats.checkpoint_directory import read_manifest, to_view
@@ -135,6 +136,7 @@ class Checkpoint:
         probe: Any = False,
         source: Mapping[str, str] | None = None,
         on_conflict: Literal["file", "code"] = "file",
+        progress: Tell | None = None,
         **targets: Any,
     ) -> Report:
         """Put the saved state into live objects, in place: all of it, or nothing.
@@ -145,7 +147,8 @@ class Checkpoint:
         `probe=True` runs the probe that was saved, with the restored model (`probe=inputs` where
         they were too large to keep), and adds what it says to the report. `source` says, for files
         of other formats, which state dict a target is filled from: {"model": "ema"}. `on_conflict`
-        says whose settings of optimizers and schedulers are used where they differ.
+        says whose settings of optimizers and schedulers are used where they differ. `progress` is
+        told bytes done and bytes in all, from any thread; `holdtrue.ProgressBar()` shows them.
 
         Raises RestoreError when something does not fit, and DamageError when bytes on disk are not
         those that were written; either way nothing has been changed.
@@ -186,7 +189,7 @@ class Checkpoint:
         if self._manifest is None and any(f.severity == "error" for f in plan.findings):
             plan.findings = explained(request, planned)
         try:
-            done = apply(plan, str(self.path))
+            done = apply(plan, str(self.path), progress)
         except DamageError as error:
             untouched = all(f.code != "target-unusable" for f in error.report.findings)
             if untouched and self._was_replaced():

@@ -19,7 +19,8 @@ from holdtrue.capture.values import ValueEncoder
 from holdtrue.engine.checkpoint import write_checkpoint
 from holdtrue.engine.layout import PlannedFile, lay_out
 from holdtrue.engine.linking import Earlier
-from holdtrue.engine.write import Progress, Readable
+from holdtrue.engine.telling import Tell, telling
+from holdtrue.engine.write import Readable
 from holdtrue.errors import SaveError, fail
 from holdtrue.findings import Finding, report
 from holdtrue.records.manifest import (
@@ -76,6 +77,7 @@ def save(
     metrics: Mapping[str, Any] | None = None,
     overwrite: bool = False,
     probe: Any = None,
+    progress: Tell | None = None,
     **parts: Any,
 ) -> Saved:
     """Keep `parts` as one checkpoint at `path`, durable when this returns.
@@ -84,14 +86,15 @@ def save(
     under the name it will have. The global random states are always kept as part `rng`.
 
     `probe` are inputs for the first module (or a `Probe`): what it answers is kept, so that a
-    restore can tell whether the model still computes the same.
+    restore can tell whether the model still computes the same. `progress` is told bytes done and
+    bytes in all, from any thread; `holdtrue.ProgressBar()` shows them.
 
     Raises SaveError, before a byte is written, when a value cannot be kept or `path` exists (unless
     `overwrite`), and when the disk is full or refuses; what was there before is then unchanged.
     """
     number = None if step is None else whole_step(str(path), step)
     prepared = prepare(Path(path), parts, number, metrics, overwrite=overwrite, probe=probe)
-    return write(prepared, prepared.sources)
+    return write(prepared, prepared.sources, progress=progress)
 
 
 def prepare(
@@ -142,7 +145,7 @@ def write(
     earlier: Earlier | None = None,
     stall: float | None = None,
     staging: int = 0,
-    progress: Progress | None = None,
+    progress: Tell | None = None,
     confirm: Callable[[str], None] | None = None,
 ) -> Saved:
     """Write and publish what was prepared. Raises SaveError; what was on disk is then unchanged.
@@ -154,9 +157,10 @@ def write(
     """
     cost = None if stall is None else Cost(stall=round(stall, 4), staging=staging)
     try:
-        with publish(
-            prepared.target, replace=prepared.overwrite, aside=prepared.aside
-        ) as directory:
+        with (
+            telling(progress, prepared.nbytes) as tell,
+            publish(prepared.target, replace=prepared.overwrite, aside=prepared.aside) as directory,
+        ):
             done = write_checkpoint(
                 directory,
                 prepared.manifest,
@@ -165,7 +169,7 @@ def write(
                 earlier=earlier,
                 cost=cost,
                 began=prepared.began,
-                progress=progress,
+                progress=tell,
             )
             if confirm is not None:
                 confirm(str(prepared.target))

@@ -233,7 +233,7 @@ def test_the_demo_tells_when_something_differs(tmp_path, call, monkeypatch):
         run.save(1, metrics={"accuracy": 1.0}, wait=True)
         losses = tmp_path / f"{name}.losses"
         losses.write_text(json.dumps({"step": 1, "loss": value.hex()}) + "\n")
-        made.append(Training(tmp_path / name, losses, 0.0))
+        made.append(Training(tmp_path / name, losses, 0.0, 0.0, 0.0))
     result = compare(*made)
     assert not result.equal
     assert result.differing_losses == (1,)

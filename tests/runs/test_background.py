@@ -6,6 +6,7 @@ import subprocess
 import sys
 import textwrap
 import threading
+import time
 from pathlib import Path
 from typing import Any
 
@@ -136,21 +137,31 @@ def test_close_raises_what_failed_and_leaving_by_an_exception_does_not_hide_it(
 
 
 @pytest.mark.parametrize(
-    "ending", ["", "raise SystemExit(3)", "raise RuntimeError('training broke')"]
+    ("ending", "verify"),
+    [
+        ("", None),
+        ("raise SystemExit(3)", None),
+        ("raise RuntimeError('training broke')", None),
+        ("", "after"),
+    ],
 )
-def test_the_process_exit_waits(ending: str, tmp_path: Path) -> None:
+def test_the_process_exit_waits(ending: str, verify: str | None, tmp_path: Path) -> None:
     program = f"""
         import torch, holdtrue
         from holdtrue.limits import override
         model = torch.nn.Linear(2000, 2000)
-        run = holdtrue.Run({str(tmp_path / "run")!r}, model=model)
+        run = holdtrue.Run({str(tmp_path / "run")!r}, verify={verify!r}, model=model)
         with override(chunk_bytes=4096, threads=3):
             run.save(7)
         {ending}
     """
-    subprocess.run(
-        [sys.executable, "-c", textwrap.dedent(program)], capture_output=True, check=False
+    done = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(program)],
+        capture_output=True,
+        text=True,
+        check=False,
     )
+    assert "not saved" not in done.stderr
     assert holdtrue.verify(tmp_path / "run@7").findings == ()
 
 
@@ -192,3 +203,41 @@ def test_copies_are_the_same_whatever_the_chunks_and_threads(
     names = parts["model"].state_dict()
     for name, value in holdtrue.open(tmp_path / "run")["model"].items():
         assert torch.equal(value, names[name])
+
+
+def test_several_threads_save_into_one_run(tmp_path: Path) -> None:
+    run = holdtrue.Run(tmp_path / "run", **training())
+    failed: list[BaseException] = []
+
+    def save(steps: range) -> None:
+        try:
+            for step in steps:
+                run.save(step, wait=step % 3 == 0)
+                run.flush()
+        except BaseException as error:
+            failed.append(error)
+
+    threads = [threading.Thread(target=save, args=(range(n, 24, 4),)) for n in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    run.close()
+    assert failed == []
+    assert run.steps() == list(range(24))
+    assert all(holdtrue.verify(f"{run.path}@{step}").findings == () for step in run.steps())
+
+
+def test_a_run_that_is_dropped_ends_its_save_and_frees_the_lock(
+    tmp_path: Path, held: threading.Event
+) -> None:
+    run = holdtrue.Run(tmp_path / "run", **training())
+    saving = run.save(1)
+    del run
+    held.set()
+    assert saving.wait() is not None
+    deadline = time.monotonic() + 30
+    while (tmp_path / "run" / ".lock").exists() and time.monotonic() < deadline:
+        time.sleep(0.01)  # the thread lets go of the run just after the save has ended
+    assert not (tmp_path / "run" / ".lock").exists()
+    assert holdtrue.verify(tmp_path / "run@1").findings == ()

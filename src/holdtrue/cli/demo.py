@@ -44,12 +44,23 @@ def _tell(place: Path, console: Console) -> bool:
     try:
         say("1  A network learns handwritten digits, undisturbed.", "bold")
         reference = train_to_the_end(place / "undisturbed", place / "undisturbed.losses")
-        say(f"   Done after {reference.seconds:.0f} s. Its losses and weights are the measure.\n")
+        say(f"   Done after {reference.seconds:.0f} s. Its losses and weights are the measure.")
+        say(
+            f"   It saves behind the training: the last save held it up for "
+            f"{reference.stall * 1000:.0f} ms, and was durable after "
+            f"{reference.durable * 1000:.0f} ms.\n",
+            "dim",
+        )
 
         say("2  The same training again. This time it is killed while it saves.", "bold")
         killed = kill_while_saving(place / "killed", place / "killed.losses")
-        say(f"   SIGKILL after step {killed.steps}, in the middle of writing a checkpoint.")
-        say(f"   Half-written, {size(killed.leftover_bytes)}: {killed.leftover}", "dim")
+        say(
+            f"   SIGKILL after step {killed.steps}, in the middle of writing the checkpoint of "
+            f"step {killed.saving}."
+        )
+        say(
+            f"   {size(killed.leftover_bytes)} of it written, no manifest: {killed.leftover}", "dim"
+        )
         if killed.attempts > 1:
             say(f"   (A save takes milliseconds: it took {killed.attempts} kills to hit one.)")
         say(f"   The newest checkpoint that exists is whole: step {killed.published}.\n")

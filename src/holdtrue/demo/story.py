@@ -1,7 +1,6 @@
 """The demo's acts, as functions that return what happened; the command line tells it."""
 
 import json
-import os
 import signal
 import subprocess
 import sys
@@ -12,7 +11,7 @@ from msgspec import Struct
 
 from holdtrue.checkpoint import Checkpoint
 from holdtrue.checkpoint import open as open_checkpoint
-from holdtrue.records.manifest import Part
+from holdtrue.records.manifest import NAME, Part
 from holdtrue.storage.commit import STAGING
 from holdtrue.storage.locating import steps
 
@@ -25,17 +24,20 @@ class Training(Struct, frozen=True):
     run: Path
     losses: Path
     seconds: float
+    stall: float  # seconds that its last save held the training up
+    durable: float  # seconds until that save was durable
 
 
 class Killed(Struct, frozen=True):
-    """A training process that was killed while it wrote."""
+    """A training process that was killed while it wrote a checkpoint behind the training."""
 
     run: Path
     losses: Path
     steps: int  # that it had trained
     published: int  # the newest checkpoint that was whole
     leftover: Path  # the directory that it was writing
-    leftover_bytes: int
+    saving: int  # the step whose checkpoint that was to be
+    leftover_bytes: int  # that had been written of it
     attempts: int
 
 
@@ -70,7 +72,11 @@ def train_to_the_end(run: Path, losses: Path) -> Training:
         raise
     if process.returncode != 0:
         raise TrainingError(errors.decode(errors="replace"))
-    return Training(run, losses, time.perf_counter() - began)
+    seconds = time.perf_counter() - began
+    last = open_checkpoint(run).manifest
+    if last is None or last.cost is None:
+        raise TrainingError("the last checkpoint does not tell what its save cost")
+    return Training(run, losses, seconds, last.cost.stall, last.cost.seconds)
 
 
 def kill_while_saving(run: Path, losses: Path, after: int = 80, attempts: int = 8) -> Killed:
@@ -89,7 +95,8 @@ def kill_while_saving(run: Path, losses: Path, after: int = 80, attempts: int = 
         if process.returncode != -signal.SIGKILL:
             raise TrainingError(errors.decode(errors="replace"))
         leftovers = list((run / STAGING).glob("step-*")) if (run / STAGING).is_dir() else []
-        if leftovers:
+        # One with its manifest is written in full, and was about to be published.
+        if leftovers and not (leftovers[0] / NAME).exists():
             newest = open_checkpoint(run)
             return Killed(
                 run=run,
@@ -97,10 +104,17 @@ def kill_while_saving(run: Path, losses: Path, after: int = 80, attempts: int = 
                 steps=len(_losses(losses)),
                 published=newest.step or 0,
                 leftover=leftovers[0],
-                leftover_bytes=sum(f.stat().st_size for f in leftovers[0].iterdir()),
+                saving=int(leftovers[0].name.split(".")[0].removeprefix("step-")),
+                leftover_bytes=sum(_written(f) for f in leftovers[0].glob("*.safetensors")),
                 attempts=attempt,
             )
     raise TrainingError(f"the training was killed {attempts} times, each time between two saves")
+
+
+def _written(file: Path) -> int:
+    """Files have their full size from the beginning; what was not written yet has no blocks."""
+    stat = file.stat()
+    return min(stat.st_size, getattr(stat, "st_blocks", stat.st_size) * 512)
 
 
 def compare(reference: Training, resumed: Training) -> Comparison:
@@ -155,7 +169,7 @@ def _start(run: Path, losses: Path) -> "subprocess.Popen[bytes]":
 
 
 def _wait_for_save(process: "subprocess.Popen[bytes]", run: Path, after: int) -> None:
-    """Return as soon as the process is seen writing a checkpoint, step `after` being published."""
+    """Return as soon as a quarter of a checkpoint is seen written, step `after` being published."""
     deadline = time.monotonic() + _PATIENCE
     while process.poll() is None and time.monotonic() < deadline:
         if _newest(run) >= after and _is_writing(run / STAGING):
@@ -174,11 +188,8 @@ def _newest(run: Path) -> int:
 
 def _is_writing(area: Path) -> bool:
     try:
-        return any(
-            file.stat().st_size
-            for staged in os.scandir(area)
-            for file in os.scandir(staged.path)
-            if staged.name.startswith("step-")
-        )
+        files = list(area.glob("step-*/*.safetensors"))
+        size = sum(file.stat().st_size for file in files)
+        return size > 0 and sum(map(_written, files)) >= size / 4
     except OSError:  # it was published, or removed, while we looked
         return False

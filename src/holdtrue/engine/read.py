@@ -1,13 +1,13 @@
 """Reads and verifies storages with several threads, in bounded memory."""
 
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from io import FileIO
 from pathlib import Path
 
 import xxhash
 from msgspec import Struct
 
+from holdtrue.engine.threads import in_threads
 from holdtrue.errors import DamageError, HoldtrueError, fail
 from holdtrue.findings import Finding
 from holdtrue.formats.checkpoint_directory import unreadable
@@ -33,21 +33,18 @@ def verify_storages(storages: Iterable[Storage], progress: Progress | None = Non
     digested = [s for s in unique.values() if s.digest and s.codec == "raw"]
     batches = list(_batches(sorted(digested, key=lambda s: (s.file, s.offset))))
     others = [s for s in unique.values() if not s.digest or s.codec != "raw"]
-    with ThreadPoolExecutor(limits().threads, "holdtrue-verify") as pool:
-        found = pool.map(lambda batch: _verify_batch(batch, progress), batches)
-        more = pool.map(lambda storage: check_storage(storage, progress), others)
-        return [f for findings in found for f in findings] + [f for f in more if f is not None]
+    found = in_threads(lambda batch: _verify_batch(batch, progress), batches)
+    more = in_threads(lambda storage: check_storage(storage, progress), others)
+    return [f for findings in found for f in findings] + [f for f in more if f is not None]
 
 
-def fill(fills: Iterable[Fill]) -> None:
+def fill(fills: Iterable[Fill], progress: Progress | None = None) -> None:
     """Read each storage into its place, hashing again on the way. Raises DamageError.
 
     Called after `verify_storages`; a difference found only now means that the file was changed in
     between.
     """
-    with ThreadPoolExecutor(limits().threads, "holdtrue-read") as pool:
-        for _ in pool.map(_fill, fills):
-            pass
+    in_threads(lambda item: _fill(item, progress), fills)
 
 
 def _batches(storages: list[Storage]) -> Iterator[list[Storage]]:
@@ -98,7 +95,7 @@ def _stream(file: FileIO, storage: Storage, buffer: memoryview) -> Iterator[memo
         left -= got
 
 
-def _fill(item: Fill) -> None:
+def _fill(item: Fill, progress: Progress | None) -> None:
     storage = item.storage
     direct = isinstance(item.into, memoryview)
     target = (
@@ -115,6 +112,8 @@ def _fill(item: Fill) -> None:
                     break
                 digest.update(target[done : done + got])
                 done += got
+                if progress:
+                    progress(got)
     except OSError as error:
         raise _changed(storage, str(error)) from None
     if storage.digest and digest.hexdigest() != storage.digest:

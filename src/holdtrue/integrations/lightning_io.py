@@ -45,9 +45,11 @@ class HoldtrueIO(CheckpointIO):
     ) -> None:
         if storage_options is not None:
             raise TypeError("HoldtrueIO has no storage options: it writes to a local path")
-        parts = {part: checkpoint[name] for name, part in _PARTS.items() if name in checkpoint}
-        rest = {name: value for name, value in checkpoint.items() if name not in _PARTS}
-        save(path, overwrite=True, step=checkpoint.get("global_step"), **parts, **{_REST: rest})
+        parts: dict[str, Any] = {
+            part: checkpoint[name] for name, part in _PARTS.items() if name in checkpoint
+        }
+        parts[_REST] = {name: value for name, value in checkpoint.items() if name not in _PARTS}
+        save(path, overwrite=True, step=checkpoint.get("global_step"), **parts)
 
     def load_checkpoint(
         self,

@@ -10,6 +10,8 @@ import torch
 
 from holdtrue.capture.raw import dtype_named, raw_view
 from holdtrue.engine.read import Fill, fill, verify_storages
+from holdtrue.engine.telling import Tell, telling
+from holdtrue.engine.write import Progress
 from holdtrue.errors import DamageError, HoldtrueError, RestoreError, fail
 from holdtrue.findings import Finding, Report, report
 from holdtrue.formats.tensor_bytes import element_bytes, read_tensor
@@ -20,7 +22,7 @@ from holdtrue.restore.plan import Action, Copy, Plan
 
 
 @torch.inference_mode(False)
-def apply(plan: Plan, subject: str) -> Report:
+def apply(plan: Plan, subject: str, progress: Tell | None = None) -> Report:
     """The report. Raises RestoreError or DamageError, and then the target is untouched.
 
     Ctrl-C is held back while the target changes, so that it is whole either way.
@@ -28,19 +30,25 @@ def apply(plan: Plan, subject: str) -> Report:
     found = report(subject, plan.findings)
     if not found.ok:
         raise RestoreError(found)
-    damaged = _out_of_bounds(plan) or verify_storages(_storages(plan))
-    if damaged:
-        raise DamageError(report(subject, damaged))
-    with _uninterrupted():
-        _run(plan.actions, subject)
-        _fill(plan.copies)
+    out_of_bounds = _out_of_bounds(plan)
+    if out_of_bounds:
+        raise DamageError(report(subject, out_of_bounds))
+    storages = list(_storages(plan))
+    total = 2 * sum({(s.file, s.offset): s.nbytes for s in storages}.values())  # it is read twice
+    with telling(progress, total) as tell:
+        damaged = verify_storages(storages, tell)
+        if damaged:
+            raise DamageError(report(subject, damaged))
+        with _uninterrupted():
+            _run(plan.actions, subject)
+            _fill(plan.copies, tell)
     return found
 
 
-def _fill(copies: list[Copy]) -> None:
+def _fill(copies: list[Copy], progress: Progress | None = None) -> None:
     # From here on nothing is asked of anyone: known bytes go into memory that is known to fit.
     simple = [item for item in copies if _straight(item)]
-    fill(Fill(item.lazy.pieces[0].storage, _destination(item)) for item in simple)
+    fill((Fill(item.lazy.pieces[0].storage, _destination(item)) for item in simple), progress)
     for item in copies:
         if not _straight(item):
             _place(item, read_tensor(item.lazy).data)

@@ -8,6 +8,7 @@ from typing import Any, Literal
 from msgspec import Struct
 
 from holdtrue.checkpoint import open as open_checkpoint
+from holdtrue.engine.telling import Tell
 from holdtrue.errors import DamageError, HoldtrueError, fail
 from holdtrue.findings import Finding, Report
 from holdtrue.records.manifest import NAME
@@ -55,11 +56,14 @@ def resume_first_whole(found: Iterable[tuple[int, Path]], restore: Restore) -> R
 
 
 def restore_parts(
-    parts: Mapping[str, Any], allow: tuple[str, ...], on_conflict: Literal["file", "code"] = "file"
+    parts: Mapping[str, Any],
+    allow: tuple[str, ...],
+    on_conflict: Literal["file", "code"] = "file",
+    progress: Tell | None = None,
 ) -> Restore:
     """A function that restores every part, and the random states, from a checkpoint."""
     return lambda path: open_checkpoint(path).restore(
-        rng=True, allow=allow, on_conflict=on_conflict, **parts
+        rng=True, allow=allow, on_conflict=on_conflict, progress=progress, **parts
     )
 
 

@@ -17,6 +17,7 @@ from holdtrue.checkpoint import Checkpoint
 from holdtrue.checkpoint import open as open_checkpoint
 from holdtrue.engine.linking import Earlier
 from holdtrue.engine.staging import Staged, Staging, copy_in
+from holdtrue.engine.telling import Tell
 from holdtrue.errors import HoldtrueError, fail
 from holdtrue.findings import Finding, Report
 from holdtrue.records.manifest import Ranking
@@ -50,7 +51,9 @@ class Run:
     in the middle of an accumulation. With `overlap=True` the copy of parameters and
     optimizer state goes on beside the next forward and backward pass; each `optimizer.step()` waits
     for it. With `preemption=True`, SIGTERM and SIGUSR1 let the step in progress end; then the state
-    is saved and the process exits, see `stop_if_asked`.
+    is saved and the process exits, see `stop_if_asked`. `progress` is told
+    how far a save or a resume is: bytes done and bytes in all, from any thread;
+    `holdtrue.ProgressBar()` shows long ones.
     """
 
     def __init__(
@@ -65,6 +68,7 @@ class Run:
         gradients: bool = False,
         overlap: bool = False,
         preemption: bool = False,
+        progress: Tell | None = None,
         **parts: Any,
     ) -> None:
         if keep is not None and not isinstance(keep, Keep):
@@ -82,6 +86,7 @@ class Run:
         self.gradients = gradients  # kept as well, for a save between `backward` and `step`
         self.report: Report | None = None  # of the last resume
         self._shelf = Shelf(self.path)
+        self.progress = progress
         self._staging = Staging()
         self._behind = Background()
         self._saves = threading.RLock()  # several threads may save into one run
@@ -160,7 +165,9 @@ class Run:
         saving = Saving(step, target, prepared.nbytes)
         earlier = self._shelf.earlier()
         if wait:
-            saved = write(prepared, prepared.sources, earlier=earlier, stall=0.0)
+            saved = write(
+                prepared, prepared.sources, earlier=earlier, stall=0.0, progress=self.progress
+            )
             saving.stall = saved.seconds
             self._shelf.published(step, saved, self.keep, verify=self.verify is not None)
             saving.end(saved)
@@ -243,8 +250,9 @@ class Run:
         manifests = self._shelf.manifests() if at == "best" else {}
         asked = candidates(self.path, at, steps(self.path), manifests, self.keep.ranking)
         codes = (allow,) if isinstance(allow, str) else tuple(allow)
+        restore = restore_parts(self.parts, codes, on_conflict, self.progress)
         self._shelf.damaged = frozenset()
-        resumed = resume_first_whole(asked, restore_parts(self.parts, codes, on_conflict))
+        resumed = resume_first_whole(asked, restore)
         self._shelf.resumed(resumed)
         if resumed.error is not None:
             raise resumed.error
@@ -346,6 +354,7 @@ class Run:
                 stall=saving.stall,
                 staging=saving.staging,
                 confirm=None if deferred is None else deferred.confirm,
+                progress=self.progress,
             )
             self._shelf.published(saving.step, saved, self.keep, verify=self.verify is not None)
         except BaseException as error:

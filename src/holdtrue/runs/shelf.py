@@ -36,6 +36,7 @@ class Shelf:
         self.given_up: tuple[int, ...] = ()
         self._manifests: dict[int, Manifest] = {}
         self._link = True  # files of the checkpoint before, where they did not change
+        self._told_unlinked = False
         self._release: weakref.finalize[..., Any] | None = None  # while this process is the writer
 
     def clear_leftovers(self) -> None:
@@ -101,8 +102,13 @@ class Shelf:
         """Read a new checkpoint back where asked to, then remove what no rule keeps. Raises
         DamageError; nothing is removed then."""
         self.damaged -= {step}
-        if saved.not_linked is not None:
-            _log.info("step %d: no file was linked: %s", step, saved.not_linked)
+        if saved.not_linked is not None and not self._told_unlinked:
+            self._told_unlinked = True
+            _log.warning(
+                "%s: this file system makes no hard links (%s); files that did not change are "
+                "written again each time",
+                self.run, saved.not_linked,
+            )  # fmt: skip
         if verify:
             self._link = False  # not from what may turn out to be damaged
             try:

@@ -34,7 +34,11 @@ def take(run: Path) -> None:
                     run, gone.pid, gone.since,
                 )  # fmt: skip
             if not lock.flocked:
-                _log.info("%s: no flock here, the lock is a file with its owner in it", run)
+                _log.warning(
+                    "%s: no flock here; the lock is a file that names its owner, and one left by "
+                    "another machine has to be removed by hand: %s",
+                    run, run / LOCK,
+                )  # fmt: skip
         _holders[key] += 1
 
 

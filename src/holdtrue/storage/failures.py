@@ -1,8 +1,10 @@
 """Why something could not be written, as findings."""
 
 import errno
+import os
 import shutil
 from pathlib import Path
+from shlex import quote
 
 from holdtrue.errors import SaveError, fail
 from holdtrue.findings import Finding
@@ -22,10 +24,12 @@ def already_exists(target: Path, fix: str = "") -> Finding:
 
 def not_written(target: Path, error: OSError, needed: int) -> SaveError:
     """The error for what the file system refused; `needed` is the size of all that was to come."""
+    if error.errno == errno.EROFS:
+        return fail(SaveError, str(target), _read_only(target, error))
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         code, what = "disk-full", "the disk is full"
         fix = "free some space, then try again; what was to be saved is untouched"
-    elif error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+    elif error.errno in (errno.EACCES, errno.EPERM):
         code, what = "permission-denied", "the directory may not be written to"
         fix = f"chmod u+rwx {target.absolute().parent}, or save somewhere else"
     elif isinstance(error, FileExistsError):
@@ -50,6 +54,21 @@ def not_written(target: Path, error: OSError, needed: int) -> SaveError:
             + ". What was saved before is unchanged",
             fix=fix,
         ),
+    )
+
+
+def _read_only(target: Path, error: OSError) -> Finding:
+    mount = next(p for p in target.absolute().parents if os.path.ismount(p) or p == p.parent)
+    return Finding(
+        code="permission-denied",
+        severity="error",
+        where=error.filename or str(target),
+        what="not saved: the file system is mounted read-only",
+        why=f"nothing can be written below {mount}: it was mounted so, as volumes of containers "
+        "often are, or the system made it so after disk errors (dmesg tells). "
+        "What was saved before is unchanged",
+        fix="save somewhere else, or mount it for writing (as root; a container's volume outside)",
+        command=f"mount -o remount,rw {quote(str(mount))}",
     )
 
 
