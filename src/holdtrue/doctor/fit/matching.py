@@ -7,12 +7,12 @@ left open: a model with two tensors exchanged computes something else without a 
 """
 
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from typing import Literal
 
 from msgspec import Struct, field
 
-from holdtrue.doctor.fit.spellings import canonical, likeness, words
+from holdtrue.doctor.fit.spellings import canonical, canonical_names, likeness, words
 from holdtrue.doctor.fit.wrappers import Shape
 
 Confidence = Literal["certain", "likely", "hint"]
@@ -107,10 +107,10 @@ def _by_spelling(left: _Open) -> None:
             left.pair(files[0], targets[0], "certain")
 
 
-def _grouped(names: Iterable[str]) -> dict[str, list[str]]:
+def _grouped(names: Collection[str]) -> dict[str, list[str]]:
     found: dict[str, list[str]] = defaultdict(list)
-    for name in names:
-        found[canonical(name)].append(name)
+    for name, plain in canonical_names(names).items():
+        found[plain].append(name)
     return found
 
 

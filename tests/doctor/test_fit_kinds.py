@@ -1,0 +1,116 @@
+"""Weights that are kept as something else: quantised, parametrised, named by another library."""
+
+import pytest
+import torch
+from fitting import codes, command_of, fill, run, saved
+from torch import nn
+
+import holdtrue
+
+
+def net() -> nn.Module:
+    return nn.Sequential(nn.Linear(4, 6), nn.Linear(6, 2))
+
+
+def test_float8_with_scales_is_quantised_whatever_the_cast_keeps(tmp_path):
+    state = {}
+    for name, tensor in fill(net()).state_dict().items():
+        state[name] = tensor
+        if name.endswith("weight"):
+            scale = tensor.abs().max() / 448
+            state[name] = (tensor / scale).to(torch.float8_e4m3fn)
+            state[f"{name}_scale_inv"] = scale.reshape(1, 1)
+    path = saved(state, tmp_path)
+    report = holdtrue.diagnose(path, model=net())
+    assert codes(report, "error") == {"quantisation-differs"}
+    assert "dtype-widened" not in codes(report)
+    assert command_of(report) == ""
+
+
+def test_a_scale_of_the_models_own_is_no_quantisation(tmp_path):
+    model = net()
+    model.register_parameter("output_scale", nn.Parameter(torch.ones(1)))
+    report = holdtrue.diagnose(saved(net().state_dict(), tmp_path), model=model)
+    assert codes(report, "error") == {"missing-keys"}
+
+
+def test_whole_numbers_for_floats_are_a_warning(tmp_path):
+    state = {n: (t * 100).to(torch.int8) for n, t in fill(net()).state_dict().items()}
+    path = saved(state, tmp_path)
+    assert codes(holdtrue.diagnose(path, model=net()), "warning") == {"dtype-widened"}
+    assert codes(holdtrue.open(path).restore(model=net()), "warning") == {"dtype-widened"}
+
+
+def test_half_precision_stays_a_note(tmp_path):
+    path = saved(fill(net()).half().state_dict(), tmp_path)
+    assert not codes(holdtrue.diagnose(path, model=net()), "warning", "error")
+
+
+def test_batch_statistics_by_the_names_of_tensorflow(tmp_path):
+    model = fill(nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4)))
+    old = {"1.weight": "1.gamma", "1.bias": "1.beta", "1.running_mean": "1.moving_mean",
+           "1.running_var": "1.moving_variance"}  # fmt: skip
+    state = {old.get(n, n): t for n, t in model.state_dict().items()}
+    target = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4))
+    run(command_of(holdtrue.diagnose(saved(state, tmp_path), model=target)), target)
+    for name in ("running_mean", "running_var", "weight"):
+        assert torch.equal(getattr(target[1], name), getattr(model[1], name))
+
+
+def test_spectral_norm_of_old_goes_into_that_of_today_with_its_vectors(tmp_path):
+    model = nn.Sequential(torch.nn.utils.spectral_norm(nn.Linear(5, 3)))
+    model(torch.randn(2, 5))
+    state = model.state_dict()
+    target = nn.Sequential(torch.nn.utils.parametrizations.spectral_norm(nn.Linear(5, 3)))
+    run(command_of(holdtrue.diagnose(saved(state, tmp_path), model=target)), target)
+    made = target.state_dict()
+    assert torch.equal(made["0.parametrizations.weight.original"], state["0.weight_orig"])
+    assert torch.equal(made["0.parametrizations.weight.0._u"], state["0.weight_u"])
+    assert torch.equal(made["0.parametrizations.weight.0._v"], state["0.weight_v"])
+
+
+def normed(kind: str, style: str) -> nn.Module:
+    apply = getattr(
+        nn.utils if style == "old" else nn.utils.parametrizations, kind, lambda m: m
+    ) if style else (lambda m: m)  # fmt: skip
+    return nn.Sequential(apply(nn.Conv1d(2, 4, 3)), nn.ReLU(), apply(nn.Linear(5, 3)))
+
+
+def computed(model: nn.Module, x: torch.Tensor) -> torch.Tensor:
+    with torch.no_grad():
+        return model.eval()(x)
+
+
+@pytest.mark.parametrize("style", ["old", "new"])
+@pytest.mark.parametrize("kind", ["weight_norm", "spectral_norm"])
+def test_normalised_weights_for_a_plain_model(kind, style, tmp_path):
+    model, target = normed(kind, style), normed(kind, "")
+    x = torch.randn(2, 2, 7)
+    model(x)  # one step of the power iteration
+    expected = computed(model, x)
+    report = holdtrue.diagnose(saved(model.state_dict(), tmp_path), model=target)
+    (error,) = report.errors
+    assert (error.code, error.count) == ("parametrisation-differs", 2)
+    exec(error.command, {"holdtrue": holdtrue, "torch": torch, "model": target})
+    assert torch.allclose(computed(target, x), expected, atol=1e-5)
+    assert target.state_dict().keys() == normed(kind, "").state_dict().keys()
+
+
+@pytest.mark.parametrize("style", ["old", "new"])
+def test_plain_weights_for_a_normalised_model(style, tmp_path):
+    model, target = normed("weight_norm", ""), normed("weight_norm", style)
+    x = torch.randn(2, 2, 7)
+    expected, names = computed(model, x), target.state_dict().keys()
+    (error,) = holdtrue.diagnose(saved(model.state_dict(), tmp_path), model=target).errors
+    assert error.code == "parametrisation-differs"
+    exec(error.command, {"holdtrue": holdtrue, "torch": torch, "model": target})
+    assert torch.allclose(computed(target, x), expected, atol=1e-5)
+    assert target.state_dict().keys() == names
+
+
+def test_with_more_in_the_way_the_normalisation_is_told_without_a_command(tmp_path):
+    state = normed("weight_norm", "new").state_dict()
+    del state["2.bias"]
+    report = holdtrue.diagnose(saved(state, tmp_path), model=normed("weight_norm", ""))
+    assert codes(report, "error") == {"parametrisation-differs", "missing-keys"}
+    assert command_of(report) == ""
