@@ -1,8 +1,11 @@
 """Weights that are kept as something else: quantised, parametrised, named by another library."""
 
+from pathlib import Path
+
 import pytest
 import torch
 from fitting import codes, command_of, fill, run, saved
+from safetensors.torch import save_file
 from torch import nn
 
 import holdtrue
@@ -114,3 +117,40 @@ def test_with_more_in_the_way_the_normalisation_is_told_without_a_command(tmp_pa
     report = holdtrue.diagnose(saved(state, tmp_path), model=normed("weight_norm", ""))
     assert codes(report, "error") == {"parametrisation-differs", "missing-keys"}
     assert command_of(report) == ""
+
+
+class Block(nn.Module):
+    """Four square matrices, which only their names tell apart, and two that are not."""
+
+    def __init__(self, old: bool) -> None:
+        super().__init__()
+        made = {name: nn.Linear(4, 4) for name in "qkvo"}
+        if old:
+            inner = nn.ModuleDict({"query": made["q"], "key": made["k"], "value": made["v"]})
+            output = nn.ModuleDict({"dense": made["o"]})
+            self.attention = nn.ModuleDict({"attention": inner, "output": output})
+            self.intermediate = nn.ModuleDict({"dense": nn.Linear(4, 8)})
+            self.output = nn.ModuleDict({"dense": nn.Linear(8, 4)})
+        else:
+            self.attention = nn.ModuleDict({f"{name}_proj": m for name, m in made.items()})
+            self.mlp = nn.ModuleDict({"fc1": nn.Linear(4, 8), "fc2": nn.Linear(8, 4)})
+
+
+def test_query_key_value_by_what_they_are_called_in_each_layer(tmp_path):
+    old = fill(nn.ModuleDict({"layer": nn.ModuleList(Block(True) for _ in range(3))}))
+    target = nn.ModuleDict({"layers": nn.ModuleList(Block(False) for _ in range(3))})
+    state = {n: old.state_dict()[n] for n in sorted(old.state_dict())}
+    report = holdtrue.diagnose(saved_unordered(state, tmp_path), model=target)
+    assert codes(report, "error") == {"names-differ"}
+    run(command_of(report), target)
+    for before, after in zip(old["layer"], target["layers"], strict=True):
+        assert torch.equal(
+            before.attention["attention"]["key"].weight, after.attention["k_proj"].weight
+        )
+        assert torch.equal(before.output["dense"].bias, after.mlp["fc2"].bias)
+        assert torch.equal(before.attention["output"]["dense"].bias, after.attention["o_proj"].bias)
+
+
+def saved_unordered(state: dict, folder: Path) -> str:
+    save_file(state, folder / "file.safetensors")
+    return str(folder / "file.safetensors")

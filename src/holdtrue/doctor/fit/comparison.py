@@ -60,7 +60,8 @@ def missing(fit: Fit) -> list[str]:
 
 def unexpected(fit: Fit) -> list[str]:
     """Names, as restore has them, of what the model has no place for."""
-    used = {source for r in (*fit.rewrites, *fit.parametrised) for source in r.sources}
+    used = {source for r in fit.rewrites for source in r.sources}
+    used |= {source for one in fit.parametrised for source in one.sources}
     clashing = {clash.name for clash in clashes(fit)}
     return [
         name
