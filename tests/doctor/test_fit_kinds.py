@@ -154,3 +154,51 @@ def test_query_key_value_by_what_they_are_called_in_each_layer(tmp_path):
 def saved_unordered(state: dict, folder: Path) -> str:
     save_file(state, folder / "file.safetensors")
     return str(folder / "file.safetensors")
+
+
+@pytest.mark.parametrize(
+    ("saved_model", "target", "told"),
+    [
+        (nn.LSTM(4, 4), nn.GRU(4, 4), "saved by an LSTM"),
+        (nn.Conv2d(8, 4, 1), nn.Linear(8, 4), "dimensions of one element"),
+        (nn.Conv2d(3, 4, 2), nn.Conv2d(1, 4, 2), "input channels"),
+        (nn.Conv2d(3, 4, 2), nn.Conv2d(3, 4, 5), "kernel size"),
+    ],
+)
+def test_what_another_shape_means(saved_model, target, told, tmp_path):
+    report = holdtrue.diagnose(saved(saved_model.state_dict(), tmp_path), model=target)
+    assert any(told in f.what for f in report.errors if f.code == "shape-mismatch"), report
+
+
+def test_kernels_of_tensorflow_positions_and_key_value_heads(tmp_path):
+    class Net(nn.Module):
+        def __init__(self, positions: int, heads: int) -> None:
+            super().__init__()
+            self.conv = nn.Conv2d(3, 4, 2)
+            self.position_embeddings = nn.Parameter(torch.zeros(1, positions, 4))
+            self.k_proj = nn.Linear(4, heads)
+            self.head = nn.Linear(4, 2)
+
+    state = Net(5, 4).state_dict()
+    state["conv.weight"] = state["conv.weight"].permute(2, 3, 1, 0).contiguous()
+    report = holdtrue.diagnose(saved(state, tmp_path), model=Net(17, 2))
+    told = " ".join(f.what for f in report.errors)
+    for meaning in ("another order", "positions", "key and value heads"):
+        assert meaning in told
+
+
+@pytest.mark.parametrize("fused", [True, False], ids=["fused file", "split file"])
+def test_gate_and_up_projection_together_and_apart(fused, tmp_path):
+    def layers(together: bool) -> nn.Module:
+        names = {"gate_up_proj": 12} if together else {"gate_proj": 6, "up_proj": 6}
+        one = {n: nn.Linear(4, size, bias=False) for n, size in names.items()}
+        return nn.ModuleList([nn.ModuleDict(one), nn.ModuleDict({"down_proj": nn.Linear(6, 4)})])
+
+    model, target = fill(layers(fused)), layers(not fused)
+    report = holdtrue.diagnose(saved(model.state_dict(), tmp_path), model=target)
+    assert codes(report, "error") == {"gate-up-fused" if fused else "gate-up-split"}
+    run(command_of(report), target)
+    one, two = (model, target) if fused else (target, model)
+    apart = torch.cat([two[0]["gate_proj"].weight, two[0]["up_proj"].weight])
+    assert torch.equal(one[0]["gate_up_proj"].weight, apart)
+    assert torch.equal(model[1]["down_proj"].weight, target[1]["down_proj"].weight)
