@@ -202,3 +202,18 @@ def test_gate_and_up_projection_together_and_apart(fused, tmp_path):
     apart = torch.cat([two[0]["gate_proj"].weight, two[0]["up_proj"].weight])
     assert torch.equal(one[0]["gate_up_proj"].weight, apart)
     assert torch.equal(model[1]["down_proj"].weight, target[1]["down_proj"].weight)
+
+
+def test_interleaved_attention_and_stacked_experts_are_named(tmp_path):
+    interleaved = nn.ModuleDict({"query_key_value": nn.Linear(4, 12), "norm": nn.LayerNorm(4)})
+    apart = nn.ModuleDict({f"{n}_proj": nn.Linear(4, 4) for n in "qkv"} | {"norm": nn.LayerNorm(4)})
+    report = holdtrue.diagnose(saved(interleaved.state_dict(), tmp_path), model=apart)
+    assert "layout-differs" in codes(report, "error")
+    assert command_of(report) == ""
+    experts = {f"experts.{i}.w1.weight": torch.ones(3, 4) for i in range(2)}
+    stacked = nn.ModuleDict({"norm": nn.LayerNorm(4), "experts": nn.Module()})
+    stacked["experts"].gate_up_proj = nn.Parameter(torch.zeros(2, 6, 4))
+    state = nn.ModuleDict({"norm": nn.LayerNorm(4)}).state_dict() | experts
+    report = holdtrue.diagnose(saved(state, tmp_path), model=stacked)
+    assert "layout-differs" in codes(report, "error")
+    assert command_of(report) == ""

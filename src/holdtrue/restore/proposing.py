@@ -8,6 +8,7 @@ from holdtrue.doctor.fit.comparison import facts, filled_elements, missing, unex
 from holdtrue.doctor.fit.layouts import LAYOUTS
 from holdtrue.doctor.fit.patterns import compress
 from holdtrue.doctor.fit.spellings import is_quantised
+from holdtrue.doctor.rules.fit_storage import library_layouts
 from holdtrue.doctor.subjects import Fit, Proposal
 from holdtrue.restore.plan import ALLOWABLE
 from holdtrue.restore.request import Planned, Request, plan_request
@@ -69,7 +70,7 @@ def propose(request: Request, planned: Planned, fits: list[Fit]) -> Proposal | N
 def _is_computed(fit: Fit) -> bool:
     """Then no call makes it fit: weights would have to be computed from what the file keeps."""
     quantised = is_quantised(unexpected(fit)) or is_quantised(missing(fit))
-    return quantised or bool(fit.parametrised)
+    return quantised or bool(fit.parametrised) or any(library_layouts(fit))
 
 
 def errors(planned: Planned) -> frozenset[str]:
