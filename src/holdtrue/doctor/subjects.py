@@ -9,6 +9,7 @@ from typing import Any
 from msgspec import Struct, field
 
 from holdtrue.doctor.fit.layouts import Rewrite
+from holdtrue.doctor.fit.parametrised import Parametrised
 from holdtrue.doctor.live_training import LiveTraining
 from holdtrue.doctor.state_dicts import StateDict
 from holdtrue.doctor.statistics import Statistics
@@ -42,6 +43,7 @@ class Fit(Struct, frozen=True, kw_only=True, eq=False):
     confidence: Confidence = "certain"  # of `names`
     rivals: tuple[str, ...] = ()  # prefixes of which each alone covers the whole model
     rewrites: tuple[Rewrite, ...] = ()  # other layouts of the same numbers
+    parametrised: tuple[Parametrised, ...] = ()  # weights that one side keeps in parts
     proposal: Proposal | None = None
 
 

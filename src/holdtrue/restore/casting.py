@@ -94,6 +94,20 @@ def dtype_findings(
     for place, lazy, target in differing:
         kinds.setdefault((change(lazy.dtype, target), lazy.dtype, target), []).append((place, lazy))
     for (kind, saved, target), found in kinds.items():
+        if kind == "widened" and saved in _INTEGERS and target in _FLOATS:
+            yield grouped(
+                "dtype-widened",
+                "warning",
+                f"{len(found)} stored as {saved} become {target}: the numbers as they are",
+                [place for place, _ in found],
+                why="weights are whole numbers where they were quantised: without the scale that "
+                "belongs to them they are other weights",
+                fix="quantised: multiply them by their scale before they are restored, or save the "
+                "weights before they are quantised",
+                saved=saved,
+                expected=target,
+            )
+            continue
         if kind == "widened":
             yield grouped(
                 "dtype-widened",

@@ -15,6 +15,7 @@ from holdtrue.doctor.examining import examine
 from holdtrue.doctor.fit.comparison import facts
 from holdtrue.doctor.fit.layouts import Rewrite, find_rewrites
 from holdtrue.doctor.fit.matching import Matching, match
+from holdtrue.doctor.fit.parametrised import find_parametrised
 from holdtrue.doctor.fit.patterns import renaming
 from holdtrue.doctor.fit.roles import set_apart
 from holdtrue.doctor.fit.wrappers import covers
@@ -53,6 +54,9 @@ def together(found: list[Finding], said: list[Finding], fit: Fit) -> list[Findin
     said = [f for f in said if f.severity != "error" or f.code not in allowed]
     if any(f.severity == "error" for f in said):
         found = [f for f in found if not _covered(f, fit)]
+    if any(f.code == "quantisation-differs" for f in said):
+        # Numbers that need their scales lose their meaning by a cast, whatever it keeps of them.
+        found = [f for f in found if f.code != "dtype-widened"]
     return [_with_call(f, fit.proposal) for f in (*found, *said)]
 
 
@@ -126,6 +130,7 @@ def _fit(request: Request, planned: Planned, part: str, target: nn.Module, state
     if not rivals:
         matching = _matching(tensors, places, request.view.format in _ORDERED)
     after = {matching.pairs.get(name, name): lazy for name, lazy in tensors.items()}
+    parametrised = find_parametrised({n: t.shape for n, t in after.items()}, places.shapes)
     rewrites: list[Rewrite] = []
     if request.manifest is None:
         rewrites = find_rewrites(
@@ -146,6 +151,7 @@ def _fit(request: Request, planned: Planned, part: str, target: nn.Module, state
         by_order=tuple(matching.by_order),
         rivals=rivals,
         confidence=matching.confidence,
+        parametrised=tuple(parametrised),
         rewrites=tuple(r for r in rewrites if r.code not in request.choice.allow),
     )
 

@@ -35,6 +35,8 @@ ALLOWABLE = {
     "loader-changed": "the data loader goes on with its new settings",
     "qkv-fused": "a tensor that holds query, key and value is cut into the three",
     "qkv-split": "query, key and value are put into the one tensor that holds them here",
+    "gate-up-fused": "a tensor that holds gate and up projection is cut into the two",
+    "gate-up-split": "gate and up projection are put into the one tensor that holds them here",
     "weights-transposed": "matrices that are stored the other way round are turned",
     "flat-parameters": "what FSDP flattened is cut into its parameters, in the model's order",
 }

@@ -8,6 +8,7 @@ from holdtrue.doctor.fit.comparison import facts, filled_elements, missing, unex
 from holdtrue.doctor.fit.layouts import LAYOUTS
 from holdtrue.doctor.fit.patterns import compress
 from holdtrue.doctor.fit.spellings import is_quantised
+from holdtrue.doctor.rules.fit_storage import library_layouts
 from holdtrue.doctor.subjects import Fit, Proposal
 from holdtrue.restore.plan import ALLOWABLE
 from holdtrue.restore.request import Planned, Request, plan_request
@@ -17,7 +18,7 @@ _LEAST_MATCHED = 0.05  # of the model's elements: with fewer, a call would be no
 
 def propose(request: Request, planned: Planned, fits: list[Fit]) -> Proposal | None:
     """The shortest call that gives no error; without loss before with it."""
-    if request.choice.only or any(_quantisation_differs(fit) for fit in fits):
+    if request.choice.only or any(_is_computed(fit) for fit in fits):
         return None
     several = len(fits) > 1
     if len(fits) == 1 and fits[0].rivals and not request.choice.rename:
@@ -66,9 +67,10 @@ def propose(request: Request, planned: Planned, fits: list[Fit]) -> Proposal | N
     return proposed(request, rename, choice.allow, False, weak)
 
 
-def _quantisation_differs(fit: Fit) -> bool:
-    """Then no call makes it fit: numbers and scales would have to be computed anew."""
-    return is_quantised(unexpected(fit)) or is_quantised(missing(fit))
+def _is_computed(fit: Fit) -> bool:
+    """Then no call makes it fit: weights would have to be computed from what the file keeps."""
+    quantised = is_quantised(unexpected(fit)) or is_quantised(missing(fit))
+    return quantised or bool(fit.parametrised) or any(library_layouts(fit))
 
 
 def errors(planned: Planned) -> frozenset[str]:

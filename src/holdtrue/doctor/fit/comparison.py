@@ -54,12 +54,14 @@ def missing(fit: Fit) -> list[str]:
     """What the model keeps of its own: of each tensor one name."""
     filled = set(fit.names.values()) | {n for r in fit.rewrites for n in r.made}
     filled |= {clash.name for clash in clashes(fit)}
+    filled |= {name for one in fit.parametrised for name in one.places}
     return [group[0] for group in fit.needed if not filled & set(group)]
 
 
 def unexpected(fit: Fit) -> list[str]:
     """Names, as restore has them, of what the model has no place for."""
     used = {source for r in fit.rewrites for source in r.sources}
+    used |= {source for one in fit.parametrised for source in one.sources}
     clashing = {clash.name for clash in clashes(fit)}
     return [
         name

@@ -11,15 +11,17 @@ from typing import Literal, TypeVar
 from msgspec import Struct
 
 from holdtrue.doctor.fit.boxes import can_be_laid_out, cut_out, flat_part, joined, transposed
-from holdtrue.doctor.fit.roles import FUSED, triples
+from holdtrue.doctor.fit.roles import FUSED, gate_and_up, triples
 from holdtrue.doctor.fit.spellings import likeness
 from holdtrue.doctor.fit.wrappers import Shape
 from holdtrue.formats.view import LazyTensor
 from holdtrue.records.dtypes import product
 
 T = TypeVar("T")
-Code = Literal["qkv-fused", "qkv-split", "weights-transposed", "flat-parameters"]
-LAYOUTS = frozenset({"qkv-fused", "qkv-split", "weights-transposed", "flat-parameters"})
+Code = Literal["qkv-fused", "qkv-split", "gate-up-fused", "gate-up-split", "weights-transposed",
+               "flat-parameters"]  # fmt: skip
+LAYOUTS = frozenset({"qkv-fused", "qkv-split", "gate-up-fused", "gate-up-split",
+                     "weights-transposed", "flat-parameters"})  # fmt: skip
 
 _INTERLEAVED = "query_key_value"  # head by head, as GPT-NeoX, BLOOM and Falcon have it
 _FLAT = re.compile(r"(^|\.)_?flat_param(_\d+)?$")
@@ -53,7 +55,7 @@ def find_rewrites(
     }
     free = {n: t for n, t in usable.items() if n not in shapes or n in open_names}
     found: list[Rewrite] = []
-    for finder in (_transposed, _fused, _split):
+    for finder in (_transposed, _fused, _split, _gate_and_up_joined, _gate_and_up_cut):
         for rewrite in finder(free, open_names, conv1d):
             if rewrite.made.keys() <= open_names.keys() and all(s in free for s in rewrite.sources):
                 found.append(rewrite)
@@ -170,6 +172,42 @@ def _split(
             at += shape[0]
         sure = not (_is_square(lazy.shape[::-1]) and len(lazy.shape) == 2)
         yield Rewrite(code="qkv-fused", sources=(name,), made=made, sure=sure)
+
+
+def _gate_and_up_joined(
+    free: Mapping[str, LazyTensor], wanted: Mapping[str, Shape], conv1d: frozenset[str]
+) -> Iterator[Rewrite]:
+    """Gate and up projection of the file into the one tensor of the target."""
+    for name, shape in list(wanted.items()):
+        parts = [free[n] for n in gate_and_up(name, free)]
+        if name not in free and parts and _is_doubled([p.shape for p in parts], shape):
+            made = {name: joined(parts, 0)}
+            yield Rewrite(code="gate-up-split", sources=gate_and_up(name, free), made=made)
+
+
+def _gate_and_up_cut(
+    free: Mapping[str, LazyTensor], wanted: Mapping[str, Shape], conv1d: frozenset[str]
+) -> Iterator[Rewrite]:
+    """The one tensor of the file into gate and up projection of the target."""
+    for name, lazy in list(free.items()):
+        names = gate_and_up(name, wanted)
+        shapes = [wanted[n] for n in names]
+        if name not in wanted and names and _is_doubled(shapes, lazy.shape):
+            starts = (0, shapes[0][0])
+            made = {
+                part: cut_out(lazy, (at, *(0 for _ in shape[1:])), shape)
+                for part, at, shape in zip(names, starts, shapes, strict=True)
+            }
+            yield Rewrite(code="gate-up-fused", sources=(name,), made=made)
+
+
+def _is_doubled(parts: list[Shape], whole: Shape) -> bool:
+    return (
+        bool(whole)
+        and parts[0] == parts[1]
+        and len(parts[0]) == len(whole)
+        and (2 * parts[0][0], *parts[0][1:]) == whole
+    )
 
 
 def _flat(

@@ -7,12 +7,12 @@ left open: a model with two tensors exchanged computes something else without a 
 """
 
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from typing import Literal
 
 from msgspec import Struct, field
 
-from holdtrue.doctor.fit.spellings import canonical, likeness, words
+from holdtrue.doctor.fit.spellings import canonical, canonical_names, likeness, words
 from holdtrue.doctor.fit.wrappers import Shape
 
 Confidence = Literal["certain", "likely", "hint"]
@@ -107,10 +107,10 @@ def _by_spelling(left: _Open) -> None:
             left.pair(files[0], targets[0], "certain")
 
 
-def _grouped(names: Iterable[str]) -> dict[str, list[str]]:
+def _grouped(names: Collection[str]) -> dict[str, list[str]]:
     found: dict[str, list[str]] = defaultdict(list)
-    for name in names:
-        found[canonical(name)].append(name)
+    for name, plain in canonical_names(names).items():
+        found[plain].append(name)
     return found
 
 
@@ -208,7 +208,7 @@ def _by_likeness_and_order(left: _Open, ordered: bool) -> None:
                 pairs = in_order
         for old, new in pairs.items():
             found[old] = (new, "hint" if old in set(by_order) else "likely")
-    found = _whole_modules(found)
+    found = _with_siblings(left, _whole_modules(found))
     left.into.by_order += [old for old in by_order if old in found]
     for old, (new, confidence) in found.items():
         left.pair(old, new, confidence)
@@ -223,19 +223,35 @@ def _groups(
     """What could be paired: of one kind and shape; of one layer, where both count them alike."""
     for key, files in mine.items():
         targets = theirs.get(key, [])
-        ours, others = _by_numbers(files), _by_numbers(targets)
-        alike = {n: len(g) for n, g in ours.items()} == {n: len(g) for n, g in others.items()}
-        if len(ours) > 1 and alike:
-            yield from ((key, group, others[numbers]) for numbers, group in ours.items())
+        layers = _layers(files, targets)
+        if layers:
+            yield from ((key, group, others) for group, others in layers)
         elif targets:
             yield key, files, targets
 
 
-def _by_numbers(names: Iterable[str]) -> dict[tuple[int, ...], list[str]]:
+def _layers(files: list[str], targets: list[str]) -> list[tuple[list[str], list[str]]]:
+    """Those of each layer of their own; none where the two count differently."""
+    for counted in (_numbers, _indices):
+        ours, others = _grouped_by(counted, files), _grouped_by(counted, targets)
+        alike = {n: len(g) for n, g in ours.items()} == {n: len(g) for n, g in others.items()}
+        if len(ours) > 1 and alike:
+            return [(group, others[numbers]) for numbers, group in ours.items()]
+    return []
+
+
+def _grouped_by(
+    counted: Callable[[str], tuple[int, ...]], names: Iterable[str]
+) -> dict[tuple[int, ...], list[str]]:
     found: dict[tuple[int, ...], list[str]] = defaultdict(list)
     for name in names:
-        found[_numbers(name)].append(name)
+        found[counted(name)].append(name)
     return found
+
+
+def _indices(name: str) -> tuple[int, ...]:
+    """The numbers that stand alone: of layers, not of `fc1` and `fc2`."""
+    return tuple(int(c) for c in name.split(".") if c.isdigit())
 
 
 def _kind(name: str) -> str:
@@ -243,18 +259,31 @@ def _kind(name: str) -> str:
 
 
 def _alike(files: list[str], targets: list[str]) -> dict[str, str]:
-    """Pairs of which each is the most alike of the other, by a margin."""
+    """Pairs of which each is the most alike of the other, by a margin.
+
+    What has found a better partner does not stand in the way of others; but nothing is paired
+    because it is all that is left.
+    """
     scores = {(f, t): likeness(f, t) for f in files for t in targets}
-    pairs = {}
-    for f in files:
-        ranked = sorted(targets, key=lambda t: -scores[f, t])
-        t = ranked[0]
-        back = sorted(files, key=lambda other: -scores[other, t])
-        clear = len(ranked) < 2 or scores[f, t] - scores[f, ranked[1]] > _MARGIN
-        mutual = back[0] == f and (len(back) < 2 or scores[f, t] - scores[back[1], t] > _MARGIN)
-        if clear and mutual and scores[f, t] > 0.5:
-            pairs[f] = t
-    return pairs
+    turned = {(t, f): score for (f, t), score in scores.items()}
+    wished = {f: t for f in files if (t := _clearly(f, targets, scores)) and scores[f, t] > 0.5}
+    pairs: dict[str, str] = {}
+    while True:
+        left = [f for f in files if f not in pairs]
+        taken = set(pairs.values())
+        found = {f: wished[f] for f in left if f in wished and wished[f] not in taken}
+        found = {f: t for f, t in found.items() if _clearly(t, left, turned) == f}
+        if not found:
+            return pairs
+        pairs |= found
+
+
+def _clearly(name: str, others: list[str], scores: Mapping[tuple[str, str], float]) -> str | None:
+    """The one of the highest score, by a margin; None where two are near each other."""
+    ranked = sorted(others, key=lambda other: -scores[name, other])
+    if len(ranked) > 1 and scores[name, ranked[0]] - scores[name, ranked[1]] <= _MARGIN:
+        return None
+    return ranked[0] if ranked else None
 
 
 def _orders(files: list[str], targets: list[str], ordered: bool) -> tuple[list[str], list[str]]:
@@ -272,6 +301,24 @@ def _template(name: str) -> tuple[str, ...]:
 
 def _numbers(name: str) -> tuple[int, ...]:
     return tuple(int(w) for w in words(name) if w.isdigit())
+
+
+def _with_siblings(
+    left: _Open, found: Mapping[str, tuple[str, Confidence]]
+) -> dict[str, tuple[str, Confidence]]:
+    """With what stands in a module whose home is known, of the same kind and shape there."""
+    homes = {_module(old): (_module(new), sure) for old, (new, sure) in found.items()}
+    taken = {new for new, _ in found.values()}
+    theirs = {(_module(n), _kind(n)): n for n in left.target if n not in taken}
+    more = dict(found)
+    for old, shape in left.file.items():
+        if old in found or _module(old) not in homes:
+            continue
+        home, sure = homes[_module(old)]
+        new = theirs.pop((home, _kind(old)), None)
+        if new is not None and left.target[new] == shape:
+            more[old] = (new, sure)
+    return more
 
 
 def _whole_modules(

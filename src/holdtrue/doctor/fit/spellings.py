@@ -16,13 +16,20 @@ _REWRITES = (
     (re.compile(r"(^|\.)(weight|bias)_g$"), r"\1parametrizations.\2.original0"),  # weight_norm
     (re.compile(r"(^|\.)(weight|bias)_v$"), r"\1parametrizations.\2.original1"),
     (re.compile(r"(^|\.)(weight|bias)_orig$"), r"\1parametrizations.\2.original"),  # spectral_norm
+    (re.compile(r"(^|\.)(weight|bias)_u$"), r"\1parametrizations.\2.0._u"),
+    (re.compile(r"(^|\.)moving_mean$"), r"\1running_mean"),  # BatchNorm as TensorFlow calls it
+    (re.compile(r"(^|\.)moving_var(iance)?$"), r"\1running_var"),
 )  # fmt: skip
 # What stands beside, or instead of, quantised weights.
 QUANTISED = re.compile(
     r"(^|\.)(_packed_params(\._packed_params|\.dtype)?|scale|zero_point|absmax|nested_absmax|"
-    r"quant_map|nested_quant_map|SCB|qweight|qzeros|scales|g_idx|weight_scale|"
+    r"quant_map|nested_quant_map|SCB|qweight|qzeros|scales|g_idx|"
+    r"(weight|input|activation|output|k|v)_scale(_inv|_2)?|scale_inv|weight_(packed|zero_point|g_idx)|"
     r"quant_state\.[\w.]+)$"
 )
+_PLAIN_SCALES = frozenset({"scale", "scales", "input_scale", "activation_scale", "output_scale",
+                           "k_scale", "v_scale"})  # fmt: skip
+_V = re.compile(r"(^|\.)(weight|bias)_v$")
 _DOTS = re.compile(r"\.{2,}|^\.")
 _TOKEN = re.compile(r"[A-Z]?[a-z]+|[A-Z]+|\d+")
 # Words of the field for one thing.
@@ -46,10 +53,22 @@ def canonical(name: str) -> str:
     return _DOTS.sub(".", name).lstrip(".")
 
 
+def canonical_names(names: Collection[str]) -> dict[str, str]:
+    """Each name and its one spelling. What `weight_v` is, shows by what stands beside it."""
+    known = set(names)
+    found = {}
+    for name in names:
+        if _V.search(name) and f"{name[:-2]}_orig" in known:  # spectral_norm's, not weight_norm's
+            found[name] = canonical(_V.sub(r"\1parametrizations.\2.0._v", name))
+        else:
+            found[name] = canonical(name)
+    return found
+
+
 def is_quantised(names: Collection[str]) -> bool:
     """Whether some names are those of quantised weights; a `scale` alone many models have."""
     found = [n.rpartition(".")[2] for n in names if QUANTISED.search(n)]
-    return any(n not in ("scale", "scales") for n in found)
+    return any(n not in _PLAIN_SCALES for n in found)
 
 
 @lru_cache(100_000)

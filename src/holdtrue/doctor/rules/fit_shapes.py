@@ -14,12 +14,18 @@ _POSITIONS = re.compile(r"(^|[._])(pos|position|positions|wpe|pos_embed|position
 _VOCABULARY = re.compile(
     r"(^|[._])(wte|embed|embedding|embeddings|lm_head|word|token|tok)\w*", re.I
 )
+_KEY_VALUE = re.compile(r"(^|[._])(k|v|key|value)(_?(proj|lin|linear))?\.weight$")
+_GATES = {"LSTM": 4, "LSTMCell": 4, "GRU": 3, "GRUCell": 3, "RNN": 1, "RNNCell": 1}
 _RANK = re.compile(r"(^|\.)lora_(A|B|embedding_A|embedding_B)(\.|$)")
 _REWRITES = {
     "qkv-fused": ("query, key and value are one tensor in the file and three in the model",
                   "cut it into the three, along the output dimension"),
     "qkv-split": ("query, key and value are three tensors in the file and one in the model",
                   "put the three one after the other, along the output dimension"),
+    "gate-up-fused": ("gate and up projection are one tensor in the file and two in the model",
+                      "cut it into the two, along the output dimension, the gate first"),
+    "gate-up-split": ("gate and up projection are two tensors in the file and one in the model",
+                      "put them one after the other, along the output dimension, the gate first"),
     "weights-transposed": ("matrices are stored the other way round",
                            "turn them: Conv1D of GPT-2 stores [in, out], Linear [out, in]"),
     "flat-parameters": ("the parameters were flattened into one vector by FSDP",
@@ -79,6 +85,10 @@ def shape_mismatch(fit: Fit) -> Iterator[Finding]:
         )
 
 
+def _bare(shape: tuple[int, ...]) -> tuple[int, ...]:
+    return tuple(n for n in shape if n != 1)
+
+
 def _stored_shape(fit: Fit, name: str) -> tuple[int, ...]:
     """The shape in the file of what restore calls so."""
     known = {new: fit.state.names[old].shape for old, new in (*fit.standing.items(),
@@ -112,12 +122,45 @@ def _cause(clash: Clash, last: str) -> tuple[str, str]:
             "the LoRA rank differs",
             "lora_A has the rank as dimension 0, lora_B as dimension 1",
         )
+    if module in _GATES and len(saved) == len(here) > 0:
+        cell = module.endswith("Cell")
+        others = [k for k in _GATES if k != module and k.endswith("Cell") is cell]
+        fits = [k for k in others if saved[0] * _GATES[module] == here[0] * _GATES[k]]
+        if fits and "_" in clash.name.rpartition(".")[2]:
+            return (
+                f"it is a layer of another kind: saved by an {fits[0]}, here a module of {module}",
+                "an LSTM stacks four gates in each weight, a GRU three, an RNN has one",
+            )
+    if len(saved) != len(here) and _bare(saved) == _bare(here):
+        return (
+            "the same but for dimensions of one element",
+            "a 1x1 convolution and a Linear layer compute the same: reshape the weights before "
+            "they are saved, or build the model with the layer that was saved",
+        )
     if len(saved) != len(here):
         return (
             f"{len(saved)} dimensions in the file, {len(here)} here",
             "it belongs to another kind of layer",
         )
     axes = [i for i, (a, b) in enumerate(zip(saved, here, strict=True)) if a != b]
+    if len(here) > 2 and saved != here and saved == (*here[2:], here[1], here[0]):
+        return (
+            "the dimensions stand in another order (spatial, in, out)",
+            "TensorFlow and Flax keep the kernels of convolutions as [height, width, in, out], "
+            "torch as [out, in, height, width]: permute them before they are saved",
+        )
+    if axes == [1] and saved[0] == 1 == here[0] and _POSITIONS.search(clash.name):
+        return (
+            "the number of positions differs (dimension 1)",
+            "position embeddings have a row for each position, or patch, that inputs may have: "
+            "another image size or length; interpolate them, or build the model for the saved one",
+        )
+    if axes == [0] and _KEY_VALUE.search(clash.name):
+        return (
+            "the number of key and value heads differs (dimension 0)",
+            "grouped-query attention has fewer heads for key and value than for query "
+            "(num_key_value_heads)",
+        )
     if axes == [0] and _POSITIONS.search(clash.name):
         return (
             "the number of positions differs (dimension 0)",
@@ -132,12 +175,12 @@ def _cause(clash: Clash, last: str) -> tuple[str, str]:
             "the number of classes differs (dimension 0 of the last layer)",
             "the last layer has a row for each class",
         )
-    if len(here) > 2 and axes == [1]:
+    if len(here) > 2 and axes == [1] and "Conv" in module:
         return (
             "the number of input channels differs (dimension 1)",
             "the first convolution has a slice for each channel of the input",
         )
-    if len(here) > 2 and axes and axes[0] >= 2:
+    if len(here) > 2 and axes and axes[0] >= 2 and "Conv" in module:
         return ("the kernel size differs", "a convolution with another window")
     return (
         f"sizes differ (dimension {' and '.join(map(str, axes))})",

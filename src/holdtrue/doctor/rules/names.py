@@ -17,7 +17,7 @@ _ADAPTER = re.compile(
 )
 _QUANTISED = re.compile(
     r"(^|\.)(_packed_params(\._packed_params)?|absmax|quant_map|nested_absmax|nested_quant_map"
-    r"|quant_state\.[\w.]+|qweight|qzeros|g_idx|SCB|weight_format|zero_point|weight_scale"
+    r"|quant_state\.[\w.]+|qweight|qzeros|g_idx|SCB|weight_format|zero_point|weight_scale(_inv)?"
     r"|weight_zero_point|weight_packed)$"
 )
 _FLAT = re.compile(r"(^|\.)_?flat_param(_\d+)?$")
