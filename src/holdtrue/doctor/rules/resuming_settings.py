@@ -2,9 +2,9 @@
 
 from collections.abc import Iterator
 
-from holdtrue.doctor.live_training import EXECUTION
+from holdtrue.doctor.live_training import EXECUTION, LiveGroup
 from holdtrue.doctor.optimizer_classes import same_kind
-from holdtrue.doctor.optimizer_match import alike, matched, plain_settings
+from holdtrue.doctor.optimizer_match import Matched, alike, matched, plain_settings
 from holdtrue.doctor.optimizer_states import scalar
 from holdtrue.doctor.subjects import Resuming
 from holdtrue.findings import Finding
@@ -21,12 +21,11 @@ def settings_from_file(resuming: Resuming) -> Iterator[Finding]:
         scheduled = bool(resuming.saved.schedulers or resuming.live.schedulers)
         places: list[str] = []
         calls: list[str] = []
-        pairs = zip(match.saved.groups, match.live.groups, strict=False)
-        for i, (saved, live) in enumerate(pairs):
-            for key, new in _overridden(saved.settings, live.settings, scheduled):
+        for i, (saved, live) in enumerate(_paired(match)):
+            for key, new in _overridden(saved, live.settings, scheduled):
                 places.append(
                     f"{match.live.target}.param_groups[{i}].{key}: "
-                    f"saved {saved.settings.get(key)!r}, here {new!r}"
+                    f"saved {saved.get(key)!r}, here {new!r}"
                 )
                 calls.append(f'{match.live.target}.param_groups[{i}]["{key}"] = {new!r}')
         if places:
@@ -41,6 +40,24 @@ def settings_from_file(resuming: Resuming) -> Iterator[Finding]:
                 fix="to use the code's, set them again after loading",
                 command="; ".join(calls),
             )
+
+
+def _paired(match: Matched) -> Iterator[tuple[dict[str, object], LiveGroup]]:
+    """Each group here with the settings that its parameters had: what their groups agree on."""
+    saved = match.saved.groups
+    names = iter(match.names)
+    homes = {name: i for i, group in enumerate(saved) for _, name in zip(group.params, names)}
+    by_place = match.sizes[0] == match.sizes[1] and not match.wrong_shapes
+    for i, live in enumerate(match.live.groups):
+        own = {p.name for p in live.parameters}
+        if None not in match.names and None not in own:
+            sources = sorted({homes[name] for name in own if name in homes})
+        else:
+            sources = [i] if by_place else list(range(len(saved)))
+        settings = [saved[j].settings for j in sources]
+        first = settings[0] if settings else {}
+        agreed = {k: v for k, v in first.items() if all(alike(s.get(k), v) for s in settings[1:])}
+        yield agreed, live
 
 
 def _overridden(
@@ -60,7 +77,12 @@ def _overridden(
     key = "initial_lr" if "initial_lr" in saved else "lr"
     new = live.get("initial_lr", live.get("lr")) if key == "initial_lr" else live.get("lr")
     moved = key == "lr" and scheduled
-    if not moved and plain_settings(saved.get(key)) and not alike(saved.get(key), new):
+    if (
+        key in saved
+        and not moved
+        and plain_settings(saved.get(key))
+        and not alike(saved.get(key), new)
+    ):
         yield "lr" if key == "lr" or "initial_lr" not in live else key, new
 
 
