@@ -46,7 +46,11 @@ def _paired(match: Matched) -> Iterator[tuple[dict[str, object], LiveGroup]]:
     """Each group here with the settings that its parameters had: what their groups agree on."""
     saved = match.saved.groups
     names = iter(match.names)
-    homes = {name: i for i, group in enumerate(saved) for _, name in zip(group.params, names)}
+    homes = {
+        name: i
+        for i, group in enumerate(saved)
+        for _, name in zip(group.params, names, strict=False)
+    }
     by_place = match.sizes[0] == match.sizes[1] and not match.wrong_shapes
     for i, live in enumerate(match.live.groups):
         own = {p.name for p in live.parameters}
