@@ -30,8 +30,6 @@ from holdtrue.restore.request import Planned, Request, plan_request
 # What the plan finds by names and shapes, and the rules say with its cause.
 _SAID_BY_RULES = frozenset({"missing-keys", "unexpected-keys", "shape-mismatch",
                             "nothing-restored"})  # fmt: skip
-# What is done by itself, and needs no more than the call.
-_HANDLED = frozenset({"nested-key", "prefix-removed", "prefix-added"})
 # What load_state_dict(torch.load(…)) takes; of safetensors, load_file.
 _PLAIN = frozenset({"torch-zip", "torch-legacy", "safetensors"})
 # Formats that keep the order in which the tensors were saved.
@@ -74,9 +72,7 @@ def _with_call(finding: Finding, proposal: Proposal | None) -> Finding:
     if proposal is None or finding.command:
         return finding
     mended = finding.severity == "error" and finding.code in proposal.allow
-    if mended or finding.code in _HANDLED:
-        return replace(finding, command=proposal.command)
-    return finding
+    return replace(finding, command=proposal.command) if mended else finding
 
 
 def beside(request: Request, planned: Planned) -> list[Fit]:

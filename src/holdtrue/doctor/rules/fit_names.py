@@ -30,7 +30,8 @@ def names_differ(fit: Fit) -> Iterator[Finding]:
             "only: compare an output before you rely on it"
         )
     pattern = fit.proposal.rename if fit.proposal else {}
-    said = ", ".join(f"{old!r} → {new!r}" for old, new in list(pattern.items())[:4])
+    said = ", ".join(f"{old!r} → {new!r}" for old, new in list(pattern.items())[:2])
+    said += ", …" if len(pattern) > 2 else ""
     yield Finding(
         code="names-differ",
         severity="error",
@@ -188,7 +189,7 @@ def unexpected_keys(fit: Fit) -> Iterator[Finding]:
 def restore_call(fit: Fit) -> Iterator[Finding]:
     """The call that makes it fit, tried before it is told."""
     proposal = fit.proposal
-    if proposal is None:
+    if proposal is None or fit.rivals:  # which of them is meant is not known
         return
     cost = "nothing is lost" if proposal.lossless else matched(fit)
     yield Finding(
