@@ -114,3 +114,51 @@ def test_a_folder_with_one_file_prints_the_file(tmp_path, monkeypatch, given):
     assert len(calls) == 1
     run(calls.pop(), target)
     assert torch.equal(target[0].weight, model[0].weight)
+
+
+class Scaled(nn.Module):
+    def __init__(self, shape: tuple[int, ...]) -> None:
+        super().__init__()
+        self.inner = nn.Linear(4, 3)
+        self.scale = nn.Parameter(torch.rand(shape))
+
+
+@pytest.mark.parametrize(("before", "after"), [((), (1,)), ((1,), ())])
+def test_one_number_goes_where_the_model_has_it(tmp_path, before, after):
+    path = str(tmp_path / "a.pt")
+    model, target = fill(Scaled(before)), Scaled(after)
+    torch.save(model.state_dict(), path)
+    report = holdtrue.diagnose(path, model=target)
+    assert codes(report) == {"shape-mismatch", "restore-call"}
+    assert not codes(report, "error")
+    ((_, call),) = commands(report)
+    run(call, target)
+    assert target.scale.shape == after
+    assert target.scale.item() == model.scale.item()
+    assert torch.equal(target.inner.weight, model.inner.weight)
+
+
+def test_a_missing_counter_of_batches_stops_nothing(tmp_path):
+    path = str(tmp_path / "a.pt")
+    model = fill(nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4)))
+    state = {n: t for n, t in model.state_dict().items() if "num_batches" not in n}
+    torch.save(state, path)
+    target = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4))
+    report = holdtrue.diagnose(path, model=target)
+    assert not codes(report, "error", "warning")
+    assert {"buffers-kept", "restore-call"} <= codes(report)
+    run(next(c for _, c in commands(report) if "restore(" in c), target)
+    assert torch.equal(target[1].running_mean, model[1].running_mean)
+    assert target[1].num_batches_tracked == 0
+
+
+@pytest.mark.parametrize("largest", [1e6, 10.0])
+def test_no_call_makes_infinities(tmp_path, largest):
+    path = str(tmp_path / "a.pt")
+    model = fill(nn.Linear(3, 4))
+    model.weight.data[0, 0] = largest
+    torch.save(model.state_dict(), path)
+    report = holdtrue.diagnose(path, model=nn.Linear(3, 4).half(), deep=True)
+    narrowing = [command for _, command in commands(report) if "dtype-narrowed" in command]
+    assert bool(narrowing) == (largest < 1e5)
+    assert ("values-out-of-range" in codes(report)) == (largest > 1e5)

@@ -12,7 +12,8 @@ from torch import nn
 
 from holdtrue.capture.architecture import capture_architecture, describe_tensors
 from holdtrue.doctor.examining import examine
-from holdtrue.doctor.fit.comparison import facts
+from holdtrue.doctor.fit.boxes import of_one_element
+from holdtrue.doctor.fit.comparison import facts, missing
 from holdtrue.doctor.fit.layouts import Rewrite, find_rewrites
 from holdtrue.doctor.fit.matching import Matching, match
 from holdtrue.doctor.fit.patterns import renaming
@@ -103,7 +104,10 @@ def _loads_plainly(fit: Fit) -> bool:
     as_named = all(old == new for old, new in fit.standing.items())
     whole = state.class_name is not None or state.path != ""
     here = all(t.device in ("cpu", "meta") for t in state.names.values())
-    return as_named and not whole and here and fit.view.format in _PLAIN
+    shapes = {name: tensor.shape for name, tensor in facts(fit).items()}
+    alike = all(shapes.get(n, t.shape) in (None, t.shape) for n, t in state.names.items())
+    complete = alike and not missing(fit)
+    return as_named and not whole and here and complete and fit.view.format in _PLAIN
 
 
 def _state(request: Request, planned: Planned, part: str) -> StateDict | None:
@@ -117,6 +121,8 @@ def _fit(request: Request, planned: Planned, part: str, target: nn.Module, state
     places = Places.of(target)
     standing = _standing(request, planned, part, state)
     tensors = {standing[old]: lazy for old, lazy in state.names.items()}
+    if request.manifest is None:
+        tensors |= of_one_element(tensors, places.shapes)
     rivals = () if request.choice.rename else _rivals(tensors, places)
     matching = Matching()
     if not rivals:

@@ -125,8 +125,8 @@ def missing_keys(fit: Fit) -> Iterator[Finding]:
     if _is_nothing(fit) or fit.rivals:
         return
     explained = _quantised_modules(fit)
-    names = [n for n in missing(fit) if _module(n) not in explained]
     here = facts(fit)
+    names = [n for n in missing(fit) if _module(n) not in explained and not _is_counter(fit, n)]
     total = len(fit.needed)
     adapters = [n for n in names if _ADAPTER.search(n)]
     statistics = [n for n in names if _RUNNING.search(n)]
@@ -153,6 +153,11 @@ def missing_keys(fit: Fit) -> Iterator[Finding]:
                 command=_command(fit),
                 places=_places(fit, group),
             )
+
+
+def _is_counter(fit: Fit, name: str) -> bool:
+    """BatchNorm's count of batches, which restore keeps by itself."""
+    return name.rpartition(".")[2] == "num_batches_tracked" and not facts(fit)[name].parameter
 
 
 def unexpected_keys(fit: Fit) -> Iterator[Finding]:

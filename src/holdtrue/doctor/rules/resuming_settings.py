@@ -12,6 +12,9 @@ from holdtrue.findings import Finding
 # What schedulers change all the time: a difference is the rule where there is one.
 _SCHEDULED = frozenset({"lr", "initial_lr", "max_lr", "min_lr", "max_momentum", "base_momentum"})
 
+# What schedulers that go up and down write into the groups, beside a first rate of their own.
+_CYCLES = frozenset({"max_lr", "max_momentum", "base_momentum"})
+
 
 def settings_from_file(resuming: Resuming) -> Iterator[Finding]:
     """Hyper-parameters of the code that load_state_dict replaces by those of the file."""
@@ -19,10 +22,13 @@ def settings_from_file(resuming: Resuming) -> Iterator[Finding]:
         if not same_kind(match):
             continue
         scheduled = bool(resuming.saved.schedulers or resuming.live.schedulers)
+        rescheduled = scheduled and _rescheduled(resuming)
         places: list[str] = []
         calls: list[str] = []
         for i, (saved, live) in enumerate(_paired(match)):
             for key, new in _overridden(saved, live.settings, scheduled):
+                if key == "initial_lr" and rescheduled:
+                    continue  # a first rate of the other schedule, not one that the code gave
                 places.append(
                     f"{match.live.target}.param_groups[{i}].{key}: "
                     f"saved {saved.get(key)!r}, here {new!r}"
@@ -40,6 +46,13 @@ def settings_from_file(resuming: Resuming) -> Iterator[Finding]:
                 fix="to use the code's, set them again after loading",
                 command="; ".join(calls),
             )
+
+
+def _rescheduled(resuming: Resuming) -> bool:
+    """Whether schedulers here are of other classes than those of the file, told by their state."""
+    saved = [scheduler.state.keys() for scheduler in resuming.saved.schedulers]
+    here = [scheduler.given & scheduler.state.keys() for scheduler in resuming.live.schedulers]
+    return bool(saved) and any(not any(own <= keys for keys in saved) for own in here)
 
 
 def _paired(match: Matched) -> Iterator[tuple[dict[str, object], LiveGroup]]:
@@ -75,8 +88,8 @@ def _overridden(
             continue
         if plain_settings(new) and not alike(saved[key], new):
             yield key, new
-    if "initial_lr" not in live and (cycled or "max_lr" in saved):
-        return  # without its scheduler here, the rate that the code gave is not known
+    if _CYCLES & saved.keys() != _CYCLES & live.keys():
+        return  # one of the schedulers sets a first rate of its own: the code's is not known
     # The rate that the code gave: a scheduler moves `lr`, and keeps that one beside it.
     key = "initial_lr" if "initial_lr" in saved else "lr"
     new = live.get("initial_lr", live.get("lr")) if key == "initial_lr" else live.get("lr")
