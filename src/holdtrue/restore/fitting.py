@@ -48,7 +48,9 @@ def explained(request: Request, planned: Planned) -> list[Finding]:
 
 def together(found: list[Finding], said: list[Finding], fit: Fit) -> list[Finding]:
     """The plan's findings and those of the rules, no cause twice, each error with the call."""
+    # What the caller allows is a note, and so is what is done by itself beside an error.
     allowed = {f.code for f in found if f.severity == "note"}
+    allowed -= {f.code for f in found if f.severity == "error"}
     said = [f for f in said if f.severity != "error" or f.code not in allowed]
     if any(f.severity == "error" for f in said):
         found = [f for f in found if not _covered(f, fit)]
