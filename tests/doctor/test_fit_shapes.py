@@ -122,9 +122,19 @@ def test_placeholders_and_single_elements(tmp_path):
     (error,) = holdtrue.diagnose(saved(empty, tmp_path), model=Small()).errors
     assert "DeepSpeed" in error.why
     assert error.command == ""
-    one = nn.ParameterDict({"w": nn.Parameter(torch.ones(1))})
+    one = nn.ParameterDict({"w": nn.Parameter(torch.ones(1, 1))})
     (error,) = holdtrue.diagnose(saved({"w": torch.tensor(3.0)}, tmp_path), model=one).errors
     assert "one element" in error.what
+
+
+def test_one_number_beside_another_cause(tmp_path):
+    state = {"a": torch.tensor(3.0), "b": torch.ones(4)}
+    target = nn.ParameterDict({"a": torch.ones(1), "b": torch.ones(5)})
+    report = holdtrue.diagnose(saved(state, tmp_path), model=target)
+    (error,) = report.errors
+    assert "% of the model's elements are matched" in error.why
+    run(error.command, target)
+    assert target["a"] == 3
 
 
 @pytest.mark.filterwarnings("ignore")

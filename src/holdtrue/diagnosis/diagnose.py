@@ -7,6 +7,7 @@ from typing import Any
 
 from holdtrue.checkpoint import Checkpoint
 from holdtrue.diagnosis.folders import find_folder, is_folder, open_meant
+from holdtrue.diagnosis.one_call import called_once
 from holdtrue.diagnosis.targets import about_targets, about_training, wanted_dtypes
 from holdtrue.diagnosis.values import Progress, about_damage, about_values
 from holdtrue.doctor.amounts import counted
@@ -70,6 +71,7 @@ def diagnose(
     findings = _once(findings)
     if "model" in targets:
         findings = into_model(findings, str(checkpoint.path))
+        findings = called_once(findings, trains=bool(targets.keys() & {"optimizer", "scheduler"}))
     subject, about = checkpoint.path, about_text(checkpoint.view)
     if folder is not None and folder.run:
         many = counted(len(folder.kept), "checkpoint")

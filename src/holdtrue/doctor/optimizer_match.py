@@ -6,8 +6,8 @@ from typing import Any
 from msgspec import Struct
 
 from holdtrue.doctor.live_training import LiveModel, LiveOptimizer, LiveTraining
-from holdtrue.doctor.optimizer_states import SavedOptimizer, Shape, shapes_in_order
-from holdtrue.doctor.parameter_order import embed, parameters, saved_names
+from holdtrue.doctor.optimizer_states import SavedOptimizer, Shape, shapes_by_group, shapes_in_order
+from holdtrue.doctor.parameter_order import assign, parameters, saved_names
 from holdtrue.doctor.state_dicts import StateDict
 from holdtrue.doctor.training_state import SavedTraining
 
@@ -95,17 +95,17 @@ def resolve_names(
             continue
         # Buffers look like parameters in a state dict; the model here knows better.
         own = [(n, s) for n, s in named if n in known] if known else named
-        if len(own) == len(saved.params) and len(saved.groups) == 1:
-            found = embed(shapes_in_order(saved), own)
+        if len(own) == len(saved.params):
+            found = assign(shapes_by_group(saved), own)
             if found is not None:
                 return found, False
     if len(models) == 1:
         found = [None if n is None else _clean(n, known) for n in saved_names(saved, models[0])]
         if any(found):
             return found, False
-    if len(here) == 1 and len(saved.groups) == 1 and not models:
+    if len(here) == 1 and not models:
         shapes = [(n, s) for n, s in here[0].shapes.items() if s is not None]
-        return embed(shapes_in_order(saved), shapes) or [None] * len(saved.params), False
+        return assign(shapes_by_group(saved), shapes) or [None] * len(saved.params), False
     return [None] * len(saved.params), False
 
 

@@ -143,7 +143,12 @@ def parameter_shape(state: Any) -> Shape | None:
 
 def shapes_in_order(saved: SavedOptimizer) -> list[Shape | None]:
     """For each parameter, in the order of the groups, what its moments say of its shape."""
-    return [parameter_shape(saved.state.get(number)) for number in saved.params]
+    return [shape for group in shapes_by_group(saved) for shape in group]
+
+
+def shapes_by_group(saved: SavedOptimizer) -> list[list[Shape | None]]:
+    """For each group, what the moments of its parameters say of their shapes."""
+    return [[parameter_shape(saved.state.get(n)) for n in group.params] for group in saved.groups]
 
 
 def moments(saved: SavedOptimizer) -> Iterator[tuple[str, str, LazyTensor]]:

@@ -1,14 +1,20 @@
 """Which parameters an optimizer state belongs to, told by the order and the shapes.
 
 torch numbers parameters in the order in which the optimizer was given them, which is mostly that
-of the model. So the shapes of the moments have to be found, in order, among those of the model.
+of the model within each group. So the shapes of a group's moments have to be found, in order, among
+those of the model; in which order the groups come says nothing.
 """
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 from holdtrue.doctor.keeping import memory_of
-from holdtrue.doctor.optimizer_states import SavedOptimizer, Shape, shapes_in_order
+from holdtrue.doctor.optimizer_states import (
+    SavedOptimizer,
+    Shape,
+    shapes_by_group,
+    shapes_in_order,
+)
 from holdtrue.doctor.state_dicts import StateDict
 from holdtrue.formats.pickle_tensors import is_storage
 from holdtrue.records.dtypes import DTYPES
@@ -19,6 +25,8 @@ _BUFFERS = frozenset({
 })  # fmt: skip
 
 Named = tuple[str, Shape]
+
+_PLACES = 20_000  # places that are looked at to tell groups apart; more are too alike to be told
 
 
 def parameters(state: StateDict) -> list[Named]:
@@ -35,6 +43,74 @@ def parameters(state: StateDict) -> list[Named]:
             seen.add(memory)
             found.append((name, tensor.shape))
     return found
+
+
+def assign(
+    groups: Sequence[Sequence[Shape | None]], named: Sequence[Named]
+) -> list[str | None] | None:
+    """The name for each shape of each group, one group after the other.
+
+    None where the groups do not come out of the named ones. A name is None where several would do.
+    """
+    filled = [group for group in groups if group]
+    found = embed(filled[0], named) if len(filled) == 1 else _deal(filled, named)
+    return _by_shape([shape for group in filled for shape in group], named) or found
+
+
+def _by_shape(shapes: Sequence[Shape | None], named: Sequence[Named]) -> list[str | None] | None:
+    """Names by shapes that only one parameter has, in whatever order they come; else None."""
+    homes = {shape: name for name, shape in named}
+    if len(homes) < len(named) or len(set(shapes)) < len(shapes) or not homes.keys() >= set(shapes):
+        return None
+    return [homes[shape] for shape in shapes if shape is not None]
+
+
+def _deal(
+    groups: Sequence[Sequence[Shape | None]], named: Sequence[Named]
+) -> list[str | None] | None:
+    """Names for groups that each keep the model's order: all ways to deal them out are followed."""
+    sizes = tuple(map(len, groups))
+    spare = len(named) - sum(sizes)  # parameters that no group holds: frozen ones
+    if spare < 0:
+        return None
+    levels = [{(0,) * len(groups)}]
+    count = 0
+    for at, (_, shape) in enumerate(named):
+        level = {
+            after
+            for before in levels[-1]
+            for after, _ in _choices(before, groups, shape, at - sum(before) < spare)
+        }
+        count += len(level)
+        if not level or count > _PLACES:
+            return None
+        levels.append(level)
+    takers: dict[tuple[int, int], set[int]] = {}
+    alive = levels[-1] & {sizes}
+    for at in range(len(named) - 1, -1, -1):
+        reached = set()
+        for before in levels[at]:
+            for after, taken in _choices(before, groups, named[at][1], at - sum(before) < spare):
+                if after in alive:
+                    reached.add(before)
+                    if taken is not None:
+                        takers.setdefault((taken, before[taken]), set()).add(at)
+        alive = reached
+    if not alive:
+        return None
+    places = [takers[i, j] for i, size in enumerate(sizes) for j in range(size)]
+    return [named[min(place)][0] if len(place) == 1 else None for place in places]
+
+
+def _choices(
+    before: tuple[int, ...], groups: Sequence[Sequence[Shape | None]], shape: Shape, spare: bool
+) -> Iterator[tuple[tuple[int, ...], int | None]]:
+    """What each group has had after the next parameter, and which group took it; None: no group."""
+    if spare:
+        yield before, None
+    for i, group in enumerate(groups):
+        if before[i] < len(group) and group[before[i]] in (None, shape):
+            yield (*before[:i], before[i] + 1, *before[i + 1 :]), i
 
 
 def embed(shapes: Sequence[Shape | None], named: Sequence[Named]) -> list[str | None] | None:
@@ -69,9 +145,9 @@ def saved_names(saved: SavedOptimizer, model: StateDict | None) -> list[str | No
     if own is not None:
         return list(own)
     unknown: list[str | None] = [None] * len(saved.params)
-    if model is None or len(saved.groups) > 1:
-        return unknown  # groups are commonly sorted by kind: their order says nothing
-    return embed(shapes_in_order(saved), parameters(model)) or unknown
+    if model is None:
+        return unknown
+    return assign(shapes_by_group(saved), parameters(model)) or unknown
 
 
 def left_over(saved: SavedOptimizer, named: Sequence[Named]) -> Counter[Shape]:

@@ -12,7 +12,8 @@ from torch import nn
 
 from holdtrue.capture.architecture import capture_architecture, describe_tensors
 from holdtrue.doctor.examining import examine
-from holdtrue.doctor.fit.comparison import facts
+from holdtrue.doctor.fit.boxes import of_one_element
+from holdtrue.doctor.fit.comparison import facts, missing
 from holdtrue.doctor.fit.layouts import Rewrite, find_rewrites
 from holdtrue.doctor.fit.matching import Matching, match
 from holdtrue.doctor.fit.parametrised import find_parametrised
@@ -31,8 +32,6 @@ from holdtrue.restore.request import Planned, Request, plan_request
 # What the plan finds by names and shapes, and the rules say with its cause.
 _SAID_BY_RULES = frozenset({"missing-keys", "unexpected-keys", "shape-mismatch",
                             "nothing-restored"})  # fmt: skip
-# What is done by itself, and needs no more than the call.
-_HANDLED = frozenset({"nested-key", "prefix-removed", "prefix-added"})
 # What load_state_dict(torch.load(…)) takes; of safetensors, load_file.
 _PLAIN = frozenset({"torch-zip", "torch-legacy", "safetensors"})
 # Formats that keep the order in which the tensors were saved.
@@ -50,7 +49,9 @@ def explained(request: Request, planned: Planned) -> list[Finding]:
 
 def together(found: list[Finding], said: list[Finding], fit: Fit) -> list[Finding]:
     """The plan's findings and those of the rules, no cause twice, each error with the call."""
+    # What the caller allows is a note, and so is what is done by itself beside an error.
     allowed = {f.code for f in found if f.severity == "note"}
+    allowed -= {f.code for f in found if f.severity == "error"}
     said = [f for f in said if f.severity != "error" or f.code not in allowed]
     if any(f.severity == "error" for f in said):
         found = [f for f in found if not _covered(f, fit)]
@@ -78,9 +79,7 @@ def _with_call(finding: Finding, proposal: Proposal | None) -> Finding:
     if proposal is None or finding.command:
         return finding
     mended = finding.severity == "error" and finding.code in proposal.allow
-    if mended or finding.code in _HANDLED:
-        return replace(finding, command=proposal.command)
-    return finding
+    return replace(finding, command=proposal.command) if mended else finding
 
 
 def beside(request: Request, planned: Planned) -> list[Fit]:
@@ -111,7 +110,10 @@ def _loads_plainly(fit: Fit) -> bool:
     as_named = all(old == new for old, new in fit.standing.items())
     whole = state.class_name is not None or state.path != ""
     here = all(t.device in ("cpu", "meta") for t in state.names.values())
-    return as_named and not whole and here and fit.view.format in _PLAIN
+    shapes = {name: tensor.shape for name, tensor in facts(fit).items()}
+    alike = all(shapes.get(n, t.shape) in (None, t.shape) for n, t in state.names.items())
+    complete = alike and not missing(fit)
+    return as_named and not whole and here and complete and fit.view.format in _PLAIN
 
 
 def _state(request: Request, planned: Planned, part: str) -> StateDict | None:
@@ -125,6 +127,8 @@ def _fit(request: Request, planned: Planned, part: str, target: nn.Module, state
     places = Places.of(target)
     standing = _standing(request, planned, part, state)
     tensors = {standing[old]: lazy for old, lazy in state.names.items()}
+    if request.manifest is None:
+        tensors |= of_one_element(tensors, places.shapes)
     rivals = () if request.choice.rename else _rivals(tensors, places)
     matching = Matching()
     if not rivals:

@@ -11,6 +11,8 @@ import msgspec
 from msgspec import Struct, field
 from torch import nn
 
+from holdtrue.doctor.amounts import counted
+from holdtrue.doctor.fit.boxes import of_one_element
 from holdtrue.doctor.fit.layouts import LAYOUTS, Rewrite, find_rewrites
 from holdtrue.doctor.state_dicts import StateDict, state_dicts
 from holdtrue.findings import Finding
@@ -22,7 +24,7 @@ from holdtrue.records.trust import class_name
 from holdtrue.restore.candidates import Candidate, Chosen, assign, memory, weigh
 from holdtrue.restore.foreign_training import training_parts
 from holdtrue.restore.places import Places
-from holdtrue.restore.plan import Choice, Plan, renamer
+from holdtrue.restore.plan import Choice, Plan, grouped, renamer
 
 
 class Foreign(Struct):
@@ -83,12 +85,17 @@ def _laid_out(made: Foreign, name: str, target: nn.Module, choice: Choice) -> di
     """The tensors under the names that the plan gets, rewritten where the caller allows it."""
     candidate = made.chosen[name]
     names = {candidate.naming(old): lazy for old, lazy in candidate.state.names.items()}
-    allowed = choice.allow & LAYOUTS
-    if not allowed:
-        return names
     rename = renamer(Plan(choice), name)
     renamed = {rename(old): (old, lazy) for old, lazy in names.items()}
     places = Places.of(target)
+    turned = of_one_element({new: lazy for new, (_, lazy) in renamed.items()}, places.shapes)
+    for new, lazy in turned.items():
+        names[renamed[new][0]] = lazy
+    if turned:
+        made.findings.append(_one_element(name, list(turned)))
+    allowed = choice.allow & LAYOUTS
+    if not allowed:
+        return names
     rewrites = find_rewrites(
         {new: lazy for new, (_, lazy) in renamed.items()},
         places.shapes,
@@ -156,6 +163,16 @@ def _said(view: View, name: str, chosen: Chosen) -> list[Finding]:
             )
         )
     return findings
+
+
+def _one_element(name: str, turned: list[str]) -> Finding:
+    return grouped(
+        "shape-mismatch",
+        "note",
+        f"{counted(len(turned), 'tensor')} of one element, with and without a dimension",
+        [f"{name}/{new}" for new in turned],
+        why="the one number is put where the target has it, by itself",
+    )
 
 
 def _rewritten(name: str, rewrite: Rewrite) -> Finding:

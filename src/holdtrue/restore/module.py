@@ -11,6 +11,7 @@ from holdtrue.capture.module import (
     walk,
 )
 from holdtrue.capture.raw import dtype_name
+from holdtrue.doctor.amounts import counted
 from holdtrue.findings import Finding
 from holdtrue.formats.view import LazyTensor
 from holdtrue.records.parts import ModuleState
@@ -91,7 +92,10 @@ def _compare_names(
     missing = [e for n, e in target.items() if n not in saved and id(e.tensor) not in covered]
     for entry in missing:
         plan.skipped.add(f"{part}/{entry.name}")
-    lacking_names = [e.name for e in missing if e.persistent]
+    counters = [e.name for e in missing if e.persistent and _is_counter(e, plan)]
+    if counters:
+        plan.found(_counters_kept(part, counters))
+    lacking_names = [e.name for e in missing if e.persistent and not _is_counter(e, plan)]
     lacking = [f"{part}/{name}" for name in lacking_names]
     if lacking:
         plan.found(
@@ -130,6 +134,24 @@ def _compare_names(
                 'allow=["unexpected-keys"]',
             )
         )
+
+
+def _is_counter(entry: Entry, plan: Plan) -> bool:
+    """BatchNorm's count of batches, which files of torch before 0.4.1 do not have."""
+    named = entry.name.rpartition(".")[2] == "num_batches_tracked"
+    return named and not entry.is_parameter and plan.written_by != "holdtrue"
+
+
+def _counters_kept(part: str, names: list[str]) -> Finding:
+    return grouped(
+        "buffers-kept",
+        "note",
+        f"{counted(len(names), 'counter')} of BatchNorm keep{'s' * (len(names) == 1)} the value "
+        "here",
+        [f"{part}/{name}" for name in names],
+        why="the file lacks num_batches_tracked, which no output depends on: it weighs the "
+        "running statistics of a training with momentum=None",
+    )
 
 
 def _compare_shapes(

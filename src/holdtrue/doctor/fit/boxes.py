@@ -1,6 +1,6 @@
 """Lazy tensors laid out anew: joined, cut, transposed, unflattened. Only geometry, no bytes."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from msgspec.structs import replace
 
@@ -68,3 +68,18 @@ def _made(like: LazyTensor, shape: Shape, pieces: Sequence[Piece]) -> LazyTensor
     return replace(
         like, shape=shape, stride=contiguous_stride(shape), pieces=tuple(pieces), overlap=None
     )
+
+
+def of_one_element(
+    file: Mapping[str, LazyTensor], shapes: Mapping[str, Shape | None]
+) -> dict[str, LazyTensor]:
+    """Single numbers that are a vector of one in the target, or the other way round, as there."""
+    found = {}
+    for name, tensor in file.items():
+        shape = shapes.get(name)
+        if shape is None or {shape, tensor.shape} != {(), (1,)} or not can_be_laid_out(tensor):
+            continue
+        zero = (0,) * len(shape)
+        pieces = [replace(p, start=zero, shape=shape, stride=zero) for p in tensor.pieces[:1]]
+        found[name] = _made(tensor, shape, pieces)
+    return found

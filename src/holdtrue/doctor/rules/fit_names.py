@@ -30,7 +30,8 @@ def names_differ(fit: Fit) -> Iterator[Finding]:
             "only: compare an output before you rely on it"
         )
     pattern = fit.proposal.rename if fit.proposal else {}
-    said = ", ".join(f"{old!r} → {new!r}" for old, new in list(pattern.items())[:4])
+    said = ", ".join(f"{old!r} → {new!r}" for old, new in list(pattern.items())[:2])
+    said += ", …" if len(pattern) > 2 else ""
     yield Finding(
         code="names-differ",
         severity="error",
@@ -124,8 +125,8 @@ def missing_keys(fit: Fit) -> Iterator[Finding]:
     if _is_nothing(fit) or fit.rivals:
         return
     explained = _quantised_modules(fit)
-    names = [n for n in missing(fit) if _module(n) not in explained]
     here = facts(fit)
+    names = [n for n in missing(fit) if _module(n) not in explained and not _is_counter(fit, n)]
     total = len(fit.needed)
     adapters = [n for n in names if _ADAPTER.search(n)]
     statistics = [n for n in names if _RUNNING.search(n)]
@@ -152,6 +153,11 @@ def missing_keys(fit: Fit) -> Iterator[Finding]:
                 command=_command(fit),
                 places=_places(fit, group),
             )
+
+
+def _is_counter(fit: Fit, name: str) -> bool:
+    """BatchNorm's count of batches, which restore keeps by itself."""
+    return name.rpartition(".")[2] == "num_batches_tracked" and not facts(fit)[name].parameter
 
 
 def unexpected_keys(fit: Fit) -> Iterator[Finding]:
@@ -188,7 +194,7 @@ def unexpected_keys(fit: Fit) -> Iterator[Finding]:
 def restore_call(fit: Fit) -> Iterator[Finding]:
     """The call that makes it fit, tried before it is told."""
     proposal = fit.proposal
-    if proposal is None:
+    if proposal is None or fit.rivals:  # which of them is meant is not known
         return
     cost = "nothing is lost" if proposal.lossless else matched(fit)
     yield Finding(

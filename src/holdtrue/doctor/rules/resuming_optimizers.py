@@ -170,7 +170,9 @@ def order_or_shapes(resuming: Resuming) -> Iterator[Finding]:
             if old is not None and new is not None and old != new
         ]
         known = {n for n in names if n is not None}
-        if moved and known == set(match.names):
+        # Within several groups the order is the code's own, which may well be as it was.
+        sure = match.told or len(match.saved.groups) == 1
+        if sure and moved and known == set(match.names):
             yield _order(resuming, match, moved)
 
 

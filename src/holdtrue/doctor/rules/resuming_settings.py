@@ -2,15 +2,18 @@
 
 from collections.abc import Iterator
 
-from holdtrue.doctor.live_training import EXECUTION
+from holdtrue.doctor.live_training import EXECUTION, LiveGroup
 from holdtrue.doctor.optimizer_classes import same_kind
-from holdtrue.doctor.optimizer_match import alike, matched, plain_settings
+from holdtrue.doctor.optimizer_match import Matched, alike, matched, plain_settings
 from holdtrue.doctor.optimizer_states import scalar
 from holdtrue.doctor.subjects import Resuming
 from holdtrue.findings import Finding
 
 # What schedulers change all the time: a difference is the rule where there is one.
 _SCHEDULED = frozenset({"lr", "initial_lr", "max_lr", "min_lr", "max_momentum", "base_momentum"})
+
+# What schedulers that go up and down write into the groups, beside a first rate of their own.
+_CYCLES = frozenset({"max_lr", "max_momentum", "base_momentum"})
 
 
 def settings_from_file(resuming: Resuming) -> Iterator[Finding]:
@@ -19,14 +22,16 @@ def settings_from_file(resuming: Resuming) -> Iterator[Finding]:
         if not same_kind(match):
             continue
         scheduled = bool(resuming.saved.schedulers or resuming.live.schedulers)
+        rescheduled = scheduled and _rescheduled(resuming)
         places: list[str] = []
         calls: list[str] = []
-        pairs = zip(match.saved.groups, match.live.groups, strict=False)
-        for i, (saved, live) in enumerate(pairs):
-            for key, new in _overridden(saved.settings, live.settings, scheduled):
+        for i, (saved, live) in enumerate(_paired(match)):
+            for key, new in _overridden(saved, live.settings, scheduled):
+                if key == "initial_lr" and rescheduled:
+                    continue  # a first rate of the other schedule, not one that the code gave
                 places.append(
                     f"{match.live.target}.param_groups[{i}].{key}: "
-                    f"saved {saved.settings.get(key)!r}, here {new!r}"
+                    f"saved {saved.get(key)!r}, here {new!r}"
                 )
                 calls.append(f'{match.live.target}.param_groups[{i}]["{key}"] = {new!r}')
         if places:
@@ -43,6 +48,35 @@ def settings_from_file(resuming: Resuming) -> Iterator[Finding]:
             )
 
 
+def _rescheduled(resuming: Resuming) -> bool:
+    """Whether schedulers here are of other classes than those of the file, told by their state."""
+    saved = [scheduler.state.keys() for scheduler in resuming.saved.schedulers]
+    here = [scheduler.given & scheduler.state.keys() for scheduler in resuming.live.schedulers]
+    return bool(saved) and any(not any(own <= keys for keys in saved) for own in here)
+
+
+def _paired(match: Matched) -> Iterator[tuple[dict[str, object], LiveGroup]]:
+    """Each group here with the settings that its parameters had: what their groups agree on."""
+    saved = match.saved.groups
+    names = iter(match.names)
+    homes = {
+        name: i
+        for i, group in enumerate(saved)
+        for _, name in zip(group.params, names, strict=False)
+    }
+    by_place = match.sizes[0] == match.sizes[1] and not match.wrong_shapes
+    for i, live in enumerate(match.live.groups):
+        own = {p.name for p in live.parameters}
+        if None not in match.names and None not in own:
+            sources = sorted({homes[name] for name in own if name in homes})
+        else:
+            sources = [i] if by_place else list(range(len(saved)))
+        settings = [saved[j].settings for j in sources]
+        first = settings[0] if settings else {}
+        agreed = {k: v for k, v in first.items() if all(alike(s.get(k), v) for s in settings[1:])}
+        yield agreed, live
+
+
 def _overridden(
     saved: dict[str, object], live: dict[str, object], scheduled: bool
 ) -> Iterator[tuple[str, object]]:
@@ -54,13 +88,18 @@ def _overridden(
             continue
         if plain_settings(new) and not alike(saved[key], new):
             yield key, new
-    if "initial_lr" not in live and (cycled or "max_lr" in saved):
-        return  # without its scheduler here, the rate that the code gave is not known
+    if _CYCLES & saved.keys() != _CYCLES & live.keys():
+        return  # one of the schedulers sets a first rate of its own: the code's is not known
     # The rate that the code gave: a scheduler moves `lr`, and keeps that one beside it.
     key = "initial_lr" if "initial_lr" in saved else "lr"
     new = live.get("initial_lr", live.get("lr")) if key == "initial_lr" else live.get("lr")
     moved = key == "lr" and scheduled
-    if not moved and plain_settings(saved.get(key)) and not alike(saved.get(key), new):
+    if (
+        key in saved
+        and not moved
+        and plain_settings(saved.get(key))
+        and not alike(saved.get(key), new)
+    ):
         yield "lr" if key == "lr" or "initial_lr" not in live else key, new
 
 

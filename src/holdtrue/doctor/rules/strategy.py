@@ -40,6 +40,7 @@ def training_checkpoint(view: View) -> Iterator[Finding]:
     others = [name_of(key) for key in tree if name_of(key) not in {s.path for s in nested}]
     beside = f"; beside them are {', '.join(others[:12])}" if others else ""
     key = "".join(f"[{part!r}]" for part in nested[0].path.split("/"))
+    lie = ", ".join(f"`{state.path}`" for state in nested[:6]) + (", …" if len(nested) > 6 else "")
     yield Finding(
         code="training-checkpoint",
         severity="note",
@@ -47,9 +48,9 @@ def training_checkpoint(view: View) -> Iterator[Finding]:
         places=places if len(places) > 1 else (),
         what="the weights are not at the top of the file",
         why="load_state_dict on the whole file finds no name that it knows: the weights lie at "
-        f"`{nested[0].path}`{beside}",
+        f"{lie}{beside}",
         fix=f"model.load_state_dict(checkpoint{key}); restore finds the place by itself",
-        command=restore_command(view.path, _choice(nested)),
+        command="" if any(map(_has_placeholders, nested)) else _into_model(view, nested),
     )
 
 
@@ -176,6 +177,15 @@ def _weights(view: View) -> list[StateDict]:
     if view.format == "holdtrue":
         return []
     return [s for s in state_dicts(view) if not _in_optimizer(s.path)]
+
+
+def _has_placeholders(state: StateDict) -> bool:
+    """Shapes without values, as ZeRO-3 leaves them: no model can be filled from these."""
+    return 2 * sum(t.shape == (0,) for t in state.names.values()) > len(state.names)
+
+
+def _into_model(view: View, nested: list[StateDict]) -> str:
+    return restore_command(view.path, _choice(nested))
 
 
 def _choice(states: list[StateDict]) -> str:

@@ -1,0 +1,52 @@
+"""One call for a file and a model, told once, however many findings it mends."""
+
+from collections.abc import Iterable
+
+from msgspec.structs import replace
+
+from holdtrue.findings import Finding
+
+# That the weights lie below a key is told again, and better, by what is filled from there.
+_CHOSEN = frozenset({"nested-key", "state-dict-ambiguous"})
+
+
+def called_once(findings: Iterable[Finding], *, trains: bool) -> list[Finding]:
+    """The findings about a model; `trains` is for one that is given with its optimizer."""
+    found = list(findings)
+    codes = {finding.code for finding in found}
+    idle = {"training-checkpoint"} if codes & _CHOSEN else set()
+    if trains:  # train mode is as it should be
+        idle.add("train-mode")
+    if "values-out-of-range" in codes:  # with --deep: rounding them would make infinities
+        found = [_unrounded(f) for f in found if not (f.code == "restore-call" and _rounds(f))]
+    call = next((f.command for f in found if f.code == "restore-call"), "")
+    return [_without(finding, call) for finding in found if finding.code not in idle]
+
+
+def _rounds(finding: Finding) -> bool:
+    return '"dtype-narrowed"' in finding.command
+
+
+def _unrounded(finding: Finding) -> Finding:
+    return replace(finding, command="") if _rounds(finding) else finding
+
+
+def _without(finding: Finding, call: str) -> Finding:
+    if not call or finding.code == "restore-call" or finding.command == "":
+        return finding
+    if finding.severity == "note" and _is_for_model(finding.command):
+        return replace(finding, command="")
+    if finding.command == call and "rename=" in call:
+        fix = f"{finding.fix}; restore-call has the line" if finding.fix else ""
+        return replace(finding, command="", fix=fix)
+    return finding
+
+
+def _is_for_model(command: str) -> bool:
+    """Whether it is a restore of the model alone, and no choice between several."""
+    _, _, arguments = command.partition(").restore(")
+    return (
+        command.startswith("holdtrue.open(")
+        and arguments.startswith("model=model")
+        and (", optimizer=" not in arguments and "source=" not in arguments)
+    )
