@@ -18,6 +18,12 @@ _UNFINISHED = re.compile(
 )
 _BEST = re.compile(r"(^|[^a-z])best([^a-z]|$)", re.IGNORECASE)
 _LAST = re.compile(r"(^|[^a-z])(last|latest|final|current)([^a-z]|$)", re.IGNORECASE)
+# Names of what tells one moment of a training from another: counters and metrics.
+_MOMENT = re.compile(
+    r"epoch|step|iter|loss|acc|score|metric|perplex|ppl|bleu|rouge|auc|iou|map|psnr|ssim|f1|wer"
+    r"|error|reward|val_|best_",
+    re.IGNORECASE,
+)
 _SHARD = re.compile(r"(.+)-(\d{5})-of-(\d{5})(\.safetensors|\.bin)$")
 _SMALL = 0.8  # of its siblings' median size
 
@@ -112,7 +118,7 @@ def equal_checkpoints(folder: Folder) -> Iterator[Finding]:
         differ = _differing(same)
         best = any(_BEST.search(one.name) for one in same)
         last = any(_LAST.search(one.name) and not _BEST.search(one.name) for one in same)
-        if best and (differ or last):
+        if best and (differ or (last and not _same_moment(same))):
             yield _equal(
                 folder, same, differ, "best-equals-last",
                 "`best = model.state_dict()` keeps no copy: it goes on changing with the model, "
@@ -212,6 +218,16 @@ def _differing(same: list[Kept]) -> dict[str, list[object]]:
             found[key] = values
     steps: list[object] = [one.step for one in same if one.step is not None]
     return {"step": steps, **found} if found and steps else found
+
+
+def _same_moment(same: list[Kept]) -> bool:
+    """Whether all say that they are of one moment: then the last one was the best."""
+    if same[0].step is not None:
+        return all(one.step == same[0].step for one in same)
+    told = [key for key in same[0].values if _MOMENT.search(key)]
+    return bool(told) and all(
+        key in one.values and one.values[key] == same[0].values[key] for key in told for one in same
+    )
 
 
 def _beside(folder: Folder, one: Kept) -> list[int]:
