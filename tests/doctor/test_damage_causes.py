@@ -1,9 +1,15 @@
 """One damage is told once, with one command, whatever follows from it."""
 
-import os
+import json
+import shlex
+import shutil
+import subprocess
+import sys
 import zipfile
 
+import pytest
 import torch
+from safetensors.torch import save_file
 
 import holdtrue
 
@@ -68,5 +74,58 @@ def test_a_short_file_over_a_long_one_is_one_finding(tmp_path):
     (found,) = _errors(path)
     assert found.code == "zip-bad-offset"
     assert "not of the archive" in found.what
-    assert os.path.getsize(path) > len(short)
+    assert path.stat().st_size > len(short)
     assert all(f.severity == "note" for f in holdtrue.diagnose(path).findings if f != found)
+
+
+@pytest.mark.parametrize("inner", ["out", "out/m", "out/m/data.pkl"])
+def test_an_unpacked_archive_is_packed_again(inner, tmp_path, monkeypatch):
+    truth = torch.load(_saved(tmp_path / "m.pt"))
+    with zipfile.ZipFile(tmp_path / "m.pt") as archive:
+        archive.extractall(tmp_path / "out")
+    monkeypatch.chdir(tmp_path)
+    (found,) = _errors(inner)
+    assert found.code == "archive-unpacked"
+    program, *arguments = shlex.split(found.command)
+    assert program == "python"
+    subprocess.run([sys.executable, *arguments], check=True)
+    packed = torch.load(tmp_path / "out" / "m.pt")
+    assert all(torch.equal(packed[name], truth[name]) for name in truth)
+
+
+def _sharded(folder, count=3):
+    names = [f"model-{n:05}-of-{count:05}.safetensors" for n in range(1, count + 1)]
+    for n, name in enumerate(names):
+        save_file({f"w{n}": torch.ones(4) * n, f"b{n}": torch.ones(2)}, folder / name)
+    index = {f"{kind}{n}": name for n, name in enumerate(names) for kind in "wb"}
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": index}))
+    return names
+
+
+def test_a_stale_index_is_one_warning(tmp_path):
+    for name in _sharded(tmp_path):
+        (tmp_path / name).unlink()
+    save_file({"w": torch.ones(3)}, tmp_path / "model.safetensors")
+    found = [f for f in holdtrue.diagnose(tmp_path).findings if f.severity != "note"]
+    assert [f.code for f in found] == ["index-stale"]
+    program, name = shlex.split(found[0].command)
+    assert program == "rm"
+    assert name == str(tmp_path / "model.safetensors.index.json")
+
+
+def test_missing_shards_are_one_finding(tmp_path):
+    names = _sharded(tmp_path)
+    for name in names[1:]:
+        (tmp_path / name).unlink()
+    (found,) = _errors(tmp_path)
+    assert found.code == "shard-missing"
+    assert all(name in found.fix for name in names[1:])
+
+
+def test_a_shard_that_is_a_copy_of_another_is_one_finding(tmp_path):
+    names = _sharded(tmp_path)
+    shutil.copy(tmp_path / names[0], tmp_path / names[1])
+    found = [f for f in holdtrue.diagnose(tmp_path).findings if f.severity != "note"]
+    assert [f.code for f in found] == ["tensor-not-in-shard"]
+    assert found[0].why == f"{names[1]} holds what {names[0]} holds"
+    assert names[1] in found[0].fix

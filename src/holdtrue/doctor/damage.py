@@ -52,8 +52,9 @@ def _with_command(told: list[Finding], command: str) -> list[Finding]:
         if finding.code == bearer and not given:
             told[i], given = replace(finding, command=command), True
         else:
+            own_fix = finding.fix if "salvage" not in finding.fix else ""
             said = f"`holdtrue salvage`, as under {bearer}, writes what is whole"
-            told[i] = replace(finding, command="", fix=said)
+            told[i] = replace(finding, command="", fix=own_fix or said)
     return told
 
 

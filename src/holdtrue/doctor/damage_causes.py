@@ -38,9 +38,7 @@ def same_place(place: str, other: str) -> bool:
 
 def places_of(findings: Iterable[Finding]) -> set[str]:
     """Every place that errors name."""
-    return {
-        place for f in findings if f.severity == "error" for place in (f.places or (f.where,))
-    }
+    return {place for f in findings if f.severity == "error" for place in (f.places or (f.where,))}
 
 
 def _of_two_archives(told: list[Finding]) -> list[Finding]:

@@ -5,6 +5,7 @@ Inside a directory names do count: they are part of the formats that consist of 
 
 import re
 import stat
+from pathlib import Path
 from typing import Literal
 
 from msgspec import Struct
@@ -61,6 +62,9 @@ def detect(path: str) -> Detected:
     if not any(head):
         raise signatures.zeroed(path, len(head), not any(tail))
     kind = _by_content(path, head, tail, size)
+    place = Path(path)
+    if kind == "pickle" and place.name == "data.pkl" and directories.is_unpacked(str(place.parent)):
+        raise directories.unpacked(path)
     if kind is not None:
         return Detected(kind, path)
     member = directories.member_of(path, head)

@@ -3,6 +3,7 @@
 import re
 from collections.abc import Iterator
 from pathlib import Path
+from shlex import quote
 
 from msgspec.structs import replace
 
@@ -10,6 +11,7 @@ from holdtrue.doctor.amounts import size
 from holdtrue.doctor.commands import quoted
 from holdtrue.doctor.subjects import Folder, Kept
 from holdtrue.findings import Finding
+from holdtrue.formats.directories import is_stale_index
 
 _UNFINISHED = re.compile(
     r"(\.tmp|\.temp|\.part|\.partial|\.crdownload|\.incomplete|\.aria2|\.download|\.swp|~)(\.\d+)?$"
@@ -187,6 +189,23 @@ def shards(folder: Folder) -> Iterator[Finding]:
                 what="the shards are there, and their index is not",
                 why="the index says which tensor is in which shard; loaders look for it first",
                 fix=f"fetch {index} again from where the set came from",
+            )
+
+
+def stale_index(folder: Folder) -> Iterator[Finding]:
+    """An index of shards that are gone, beside the one file that replaced them."""
+    for index in sorted(folder.names):
+        if index.endswith(".index.json") and is_stale_index(Path(folder.path), index, folder.names):
+            whole = index.removesuffix(".index.json")
+            yield Finding(
+                code="index-stale",
+                severity="warning",
+                where=f"{folder.path}/{index}",
+                what=f"the index is left over: none of its shards is here, and {whole} is",
+                why="an earlier save was split into shards; from_pretrained takes the whole file, "
+                "other loaders go by the index and miss the shards",
+                fix="remove the index, unless it is the shards that should be here",
+                command=f"rm {quote(f'{folder.path}/{index}')}",
             )
 
 
