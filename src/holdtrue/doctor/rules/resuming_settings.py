@@ -54,8 +54,8 @@ def _overridden(
             continue
         if plain_settings(new) and not alike(saved[key], new):
             yield key, new
-    if "initial_lr" not in live and (cycled or "max_lr" in saved):
-        return  # without its scheduler here, the rate that the code gave is not known
+    if ("max_lr" in saved) != ("max_lr" in live) or (cycled and "initial_lr" not in live):
+        return  # one of the two is of a scheduler that makes up its own first rate
     # The rate that the code gave: a scheduler moves `lr`, and keeps that one beside it.
     key = "initial_lr" if "initial_lr" in saved else "lr"
     new = live.get("initial_lr", live.get("lr")) if key == "initial_lr" else live.get("lr")
