@@ -38,6 +38,21 @@ def test_a_best_that_is_the_last(kept, trained, tmp_path):
     assert set(found(tmp_path)) == (set() if kept else {"best-equals-last"})
 
 
+@pytest.mark.parametrize("said", [{"epoch": 5}, {"val_loss": 0.1, "classes": 3}])
+def test_a_last_that_was_the_best(said, trained, tmp_path):
+    model, _ = trained
+    for name in ("best", "last"):
+        torch.save({"model": model.state_dict(), **said}, tmp_path / f"{name}.pt")
+    assert "best-equals-last" not in found(tmp_path)
+
+
+def test_equal_settings_say_nothing_of_the_moment(trained, tmp_path):
+    model, _ = trained
+    for name in ("best", "last"):
+        torch.save({"model": model.state_dict(), "classes": 3}, tmp_path / f"{name}.pt")
+    assert "best-equals-last" in found(tmp_path)
+
+
 def test_equal_safetensors_are_told_when_read_deep(trained, tmp_path):
     model, _ = trained
     for name in ("best", "last"):

@@ -10,7 +10,7 @@ from holdtrue.doctor.subjects import Folder
 from holdtrue.doctor.training_folder import training_folder
 from holdtrue.errors import HoldtrueError
 from holdtrue.findings import Finding
-from holdtrue.formats.directories import recognise
+from holdtrue.formats.directories import is_unpacked, recognise
 from holdtrue.records.trust import Trust
 from holdtrue.storage.locating import is_ours
 
@@ -22,6 +22,8 @@ def find_folder(place: Path, deep: bool) -> Folder | None:
             return None
         found = recognise(str(place))
         if found is not None and found.kind != "holdtrue-run":
+            return None
+        if is_unpacked(str(place)):
             return None
         from holdtrue.doctor.folders import gather  # not needed to look into one file
 

@@ -3,6 +3,7 @@
 from collections.abc import Callable
 
 from holdtrue.checkpoint import Checkpoint, verify
+from holdtrue.doctor.damage_causes import places_of, same_place
 from holdtrue.doctor.examining import examine
 from holdtrue.doctor.reading_weights import read_weights
 from holdtrue.findings import Finding
@@ -22,8 +23,8 @@ def about_values(
     """
     view = checkpoint.view
     weights, damage = read_weights(view, progress, wanted)
-    told = {(finding.code, finding.where) for finding in known}
-    new = [finding for finding in damage if (finding.code, finding.where) not in told]
+    told = places_of(known)
+    new = [f for f in damage if not any(same_place(f.where, place) for place in told)]
     return [*new, *examine(weights, view.path)]
 
 

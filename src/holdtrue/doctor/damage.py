@@ -7,6 +7,7 @@ from msgspec.structs import replace
 
 from holdtrue.doctor.amounts import counted
 from holdtrue.doctor.commands import salvage_command
+from holdtrue.doctor.damage_causes import by_cause
 from holdtrue.errors import HoldtrueError
 from holdtrue.findings import Finding
 from holdtrue.formats.salvaging import Salvaged, salvage
@@ -17,7 +18,7 @@ _READ = 256 * MIB  # larger files are not read for this unless all values are
 
 def told_with_rest(path: str, findings: Iterable[Finding], *, deep: bool = False) -> list[Finding]:
     """The findings, with the command that saves the rest, and which tensors that rest is."""
-    told = _by_cause(findings)
+    told = by_cause(findings)
     if not any(f.severity == "error" for f in told):
         return told
     if not Path(path).is_file() or (not deep and Path(path).stat().st_size > _READ):
@@ -30,19 +31,31 @@ def told_with_rest(path: str, findings: Iterable[Finding], *, deep: bool = False
     if not left.view.tensors and not left.unnamed:
         return [_hopeless(f) for f in told]
     command = salvage_command(path)
-    told = [replace(f, command=command) if _mendable(f) else f for f in told]
+    told = _with_command(told, command)
     if not left.lost and not left.unnamed:
         return told
-    first = next(i for i, finding in enumerate(told) if finding.severity == "error")
+    errors = [i for i, finding in enumerate(told) if finding.severity == "error"]
+    first = next((i for i in errors if told[i].command == command), errors[0])
     told[first] = _with_rest(told[first], path, left)
     return told
 
 
-def _by_cause(findings: Iterable[Finding]) -> list[Finding]:
-    """A tensor past its storage follows from a storage that is too short: one of the two tells."""
-    told = list(findings)
-    short = any(f.code == "storage-size-mismatch" for f in told)
-    return [f for f in told if not (short and f.code == "tensor-past-storage")]
+def _with_command(told: list[Finding], command: str) -> list[Finding]:
+    """One line writes what is whole, whatever the number of damages: it is printed once."""
+    own = {finding.code for finding in told if finding.command == command}
+    mendable = sorted(f.code for f in told if _mendable(f))
+    bearer = mendable[0] if mendable else next(iter(own), "")
+    given = False
+    for i, finding in enumerate(told):
+        if not _mendable(finding) and finding.command != command:
+            continue
+        if finding.code == bearer and not given:
+            told[i], given = replace(finding, command=command), True
+        else:
+            own_fix = finding.fix if "salvage" not in finding.fix else ""
+            said = f"`holdtrue salvage`, as under {bearer}, writes what is whole"
+            told[i] = replace(finding, command="", fix=own_fix or said)
+    return told
 
 
 def _mendable(finding: Finding) -> bool:
@@ -75,5 +88,6 @@ def _with_rest(finding: Finding, path: str, left: Salvaged) -> Finding:
         finding,
         places=(*(finding.places or (finding.where,)), *places),
         why=f"{finding.why}; {said}" if finding.why else said,
-        fix="writes what is whole; take the rest from an older checkpoint, or fetch the file again",
+        fix="writes what is whole, and exits with 1 because of what is not; take the rest from an "
+        "older checkpoint, or fetch the file again",
     )

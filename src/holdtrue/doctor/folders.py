@@ -15,6 +15,7 @@ from holdtrue.errors import DamageError, HoldtrueError, OpenError
 from holdtrue.findings import Finding
 from holdtrue.formats import directories
 from holdtrue.formats.checkpoint_directory import read_manifest, to_view
+from holdtrue.formats.directories import is_stale_index as is_stale
 from holdtrue.formats.opening import read
 from holdtrue.formats.source import read_bytes
 from holdtrue.formats.verifying import proven_chunks, verify_view
@@ -44,9 +45,10 @@ def gather(path: str, *, deep: bool = False) -> Folder:
     """Every checkpoint in a folder, one level of subfolders included, opened and summed up."""
     place = Path(path)
     names = sorted(directories.list_names(path))[:_LISTED]
+    stale = {n for n in names if n.endswith(".index.json") and is_stale(place, n, names)}
     kept = [
         one
-        for name in [n for n in names if not n.startswith(".")][:_OPENED]
+        for name in [n for n in names if not n.startswith(".") and n not in stale][:_OPENED]
         if (one := _kept(place, name, deep)) is not None
     ]
     return Folder(

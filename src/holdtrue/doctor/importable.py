@@ -5,11 +5,12 @@ from functools import cache
 from importlib.util import find_spec
 from typing import Literal
 
-from holdtrue.doctor.installed_source import defines
+from holdtrue.doctor.installed_source import beside, defines
 
 _NUMPY_2 = re.compile(r"numpy\._core\b")
 
-Found = Literal["here", "script", "package-missing", "older", "absent"]
+# "beside": a module of the current directory has it; "beside-absent": that module has not.
+Found = Literal["here", "script", "package-missing", "older", "absent", "beside", "beside-absent"]
 
 
 def findable(name: str) -> Found:
@@ -20,8 +21,12 @@ def findable(name: str) -> Found:
     top = name.partition(".")[0]
     if top in ("__main__", "__mp_main__"):
         return "script"
-    if not top.isidentifier() or not _installed(top):
+    if not top.isidentifier():
         return "package-missing"
+    if not _installed(top):
+        if beside(top) is None:
+            return "package-missing"
+        return "beside-absent" if defines(name) is False else "beside"
     if _NUMPY_2.match(name) and _major("numpy") < 2:
         return "older"
     return "absent" if defines(name) is False else "here"

@@ -13,7 +13,9 @@ from holdtrue.limits import MIB
 
 _LARGEST = 4 * MIB  # of a source file that is read
 # What a module has that defines names which its text does not spell.
-_MAKES_NAMES = re.compile(r"__getattr__|import \*|globals\(|setattr\(|sys\.modules|exec\(|vars\(")
+_MAKES_NAMES = re.compile(r"__getattr__|globals\(|setattr\(|sys\.modules|exec\(|vars\(")
+_STAR = re.compile(r"^\s*from (\.*)([\w.]*) import \*", re.MULTILINE)
+_STARS = 40  # modules that `import *` is followed into
 _NEXT = re.compile(r"^(class |def |async |@|if |for |\w+ *(:.*)?= )", re.MULTILINE)
 _BASES = 12  # classes above one another that are followed
 
@@ -36,12 +38,39 @@ def defines(name: str) -> bool | None:
     module, rest = found
     if not rest:
         return True
-    text = _text(module)
-    if text is None:
+    return _speaks_of(module, rest[0])
+
+
+def _speaks_of(module: Path, name: str) -> bool | None:
+    """Whether a module's text, or that of a module it takes all names from, has this name."""
+    word = re.compile(rf"\b{re.escape(name)}\b")
+    pending, seen, certain = [module], {module}, True
+    while pending:
+        place = pending.pop()
+        text = _text(place)
+        if text is not None and word.search(text):
+            return True
+        certain = certain and text is not None and not _MAKES_NAMES.search(text)
+        for dots, dotted in _STAR.findall(text or ""):
+            source = _taken_from(place, dots, dotted)
+            if source is None or len(seen) > _STARS:
+                certain = False
+            elif source not in seen:
+                seen.add(source)
+                pending.append(source)
+    return False if certain else None
+
+
+def _taken_from(module: Path, dots: str, dotted: str) -> Path | None:
+    """The source of a module that another one imports from."""
+    if not dots:
+        found = _module_of(dotted)
+        return found[0] if found is not None and not found[1] else None
+    place = module.parents[len(dots) - 1].joinpath(*dotted.split(".")) if dotted else None
+    if place is None:
         return None
-    if re.search(rf"\b{re.escape(rest[0])}\b", text):
-        return True
-    return None if _MAKES_NAMES.search(text) else False
+    source = place / "__init__.py" if place.is_dir() else place.with_name(f"{place.name}.py")
+    return source if source.is_file() else None
 
 
 def class_of(name: str) -> Class | None:
@@ -66,7 +95,7 @@ def class_of(name: str) -> Class | None:
 def _module_of(name: str) -> tuple[Path, list[str]] | None:
     """The source file that a dotted name leads to, and what is left of the name in it."""
     top, *rest = name.split(".")
-    place = _package(top)
+    place = _package(top) or beside(top)
     if place is None:
         return None
     if place.is_file():
@@ -84,6 +113,16 @@ def _module_of(name: str) -> tuple[Path, list[str]] | None:
         else:
             break
     return place / "__init__.py", rest
+
+
+def beside(top: str) -> Path | None:
+    """A module or package of the current directory, which a script that is run there can import."""
+    if not top.isidentifier():
+        return None
+    here = Path.cwd()
+    if (here / top / "__init__.py").is_file():
+        return here / top
+    return here / f"{top}.py" if (here / f"{top}.py").is_file() else None
 
 
 @cache

@@ -5,6 +5,7 @@ Inside a directory names do count: they are part of the formats that consist of 
 
 import re
 import stat
+from pathlib import Path
 from typing import Literal
 
 from msgspec import Struct
@@ -12,6 +13,7 @@ from msgspec import Struct
 from holdtrue.errors import OpenError
 from holdtrue.formats import directories, signatures
 from holdtrue.formats.source import inspect_path, open_source, unreachable
+from holdtrue.formats.text_transfer import transferred_as_text
 from holdtrue.formats.zip_contents import name_zip
 from holdtrue.limits import KIB, limits
 
@@ -28,6 +30,7 @@ _PICKLE_DICTS = re.compile(
 )
 # The pickled number that begins a legacy torch file, in protocols 1 and up, and in protocol 0.
 _LEGACY_MAGIC = (b"\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19.", b"L119547037146038801333356L\n.")
+_LEGACY_REWRITTEN = _LEGACY_MAGIC[0].replace(b"\n", b"\r\n")
 # As a name of its own in the pickle (protocols 2 and 3, then 4): text in a value has other bytes.
 _JOBLIB = re.compile(
     rb"cjoblib\.numpy_pickle\nNumpyArrayWrapper\n|\x8c\x13joblib\.numpy_pickle\x94"
@@ -61,6 +64,9 @@ def detect(path: str) -> Detected:
     if not any(head):
         raise signatures.zeroed(path, len(head), not any(tail))
     kind = _by_content(path, head, tail, size)
+    place = Path(path)
+    if kind == "pickle" and place.name == "data.pkl" and directories.is_unpacked(str(place.parent)):
+        raise directories.unpacked(path)
     if kind is not None:
         return Detected(kind, path)
     member = directories.member_of(path, head)
@@ -69,7 +75,7 @@ def detect(path: str) -> Detected:
     named = signatures.recognise(path, head, tail)
     if named is None and head.startswith(bytes(_LOST)):
         raise signatures.zeroed(path, len(head) - len(head.lstrip(b"\0")), False)
-    raise named or signatures.unknown(path, head, size)
+    raise transferred_as_text(path, head) or named or signatures.unknown(path, head, size)
 
 
 def _by_content(path: str, head: bytes, tail: bytes, size: int) -> Kind | None:
@@ -81,6 +87,8 @@ def _by_content(path: str, head: bytes, tail: bytes, size: int) -> Kind | None:
         return "torch-legacy"
     if _is_tar(head):
         return _name_tar(path, head, size)
+    if _LEGACY_REWRITTEN in head[:40]:
+        return None  # a pickle by its first bytes, and changed since
     pickled = head[0] == 0x80 and len(head) > 1 and 2 <= head[1] <= 5
     if pickled and not _has_json_of_length(head):
         if _JOBLIB.search(head):

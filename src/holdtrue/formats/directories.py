@@ -1,8 +1,10 @@
 """Directories that are checkpoints, and files that are a part of one."""
 
+import json
 import os
 import re
-from collections.abc import Callable
+import shlex
+from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Literal
 
@@ -16,6 +18,8 @@ _LISTED = 100_000  # names of one directory that are looked at
 _SNIFFED = 64  # files of an unknown directory that are opened to say what it holds
 _MANIFEST = re.compile(rb'\s*\{\s*"format"\s*:\s*"holdtrue')
 _WEIGHT_MAP = re.compile(rb'"weight_map"\s*:\s*\{')
+_SHARD_NAMES = re.compile(rb'"([^"/\\\\]+-\d+-of-\d+\.(?:safetensors|bin))"')
+_PICKLE = "data.pkl"
 _DCP_PICKLE = rb"torch\.distributed\.(_shard\.)?checkpoint\.metadata\W+Metadata\b"
 _DCP_SHARDING = b'"DCP_SHARDING_INFO"'
 
@@ -34,7 +38,13 @@ def recognise(path: str) -> Found | None:
         return Found("holdtrue", path)
     if ".metadata" in names:
         return Found("dcp", path)
-    indices = sorted(n for n in names if n.endswith(".index.json") and _is_index(folder / n))
+    indices = sorted(
+        name
+        for name in names
+        if name.endswith(".index.json")
+        and _is_index(folder / name)
+        and not is_stale_index(folder, name, names)
+    )
     if indices:
         # Both kinds side by side hold the same weights: safetensors first.
         best = min(indices, key=lambda name: (".safetensors" not in name, len(name), name))
@@ -46,6 +56,43 @@ def recognise(path: str) -> Found | None:
         listed = ", ".join(sorted(steps)[:5]) + (" …" if len(steps) > 5 else "")
         return Found("holdtrue-run", path, f"{len(steps)} checkpoints, {listed}")
     return None
+
+
+def is_stale_index(folder: Path, index: str, names: Collection[str]) -> bool:
+    """Whether an index lies beside the one whole file that replaced its shards."""
+    if index.removesuffix(".index.json") not in names or not _is_index(folder / index):
+        return False
+    shards = {name.decode() for name in _SHARD_NAMES.findall(_head(folder / index, 64 * KIB))}
+    return bool(shards) and shards.isdisjoint(names)
+
+
+def is_unpacked(path: str) -> bool:
+    """Whether a directory is what unpacking a torch zip file gives."""
+    return Path(path).is_dir() and _are_unpacked(list_names(path))
+
+
+def unpacked(path: str) -> OpenError:
+    """The refusal of an unpacked torch zip file, or of the pickle in it, with what packs it."""
+    place = Path(path)
+    folder = place.parent if place.name == _PICKLE else place
+    folder = folder if folder.name else folder.absolute()
+    packed = folder.with_name(folder.name + ".pt")
+    # zipfile stores by default, which torch needs; the names begin with the folder's own.
+    script = (
+        f"import pathlib, zipfile; d = pathlib.Path({json.dumps(str(folder))}); "
+        f'z = zipfile.ZipFile({json.dumps(str(packed))}, "x"); '
+        '[z.write(f, f.relative_to(d.parent)) for f in sorted(d.rglob("*")) if f.is_file()]; '
+        "z.close()"
+    )
+    return refuse(
+        path,
+        "archive-unpacked",
+        "this is an unpacked torch zip file",
+        "torch.save writes one zip file; what lies in it, data.pkl, version and data/, lies here "
+        "as files of its own: a browser or an archiver unpacked it",
+        f"packs it again, stored as torch needs it, as {packed}; or fetch the file again",
+        command=f"python -c {shlex.quote(script)}",
+    )
 
 
 def member_of(path: str, head: bytes) -> Found | None:
@@ -110,15 +157,8 @@ def _special(path: str, names: set[str]) -> OpenError | None:
             "file was not copied (its name starts with a dot)",
             "copy .metadata too (cp -r takes it, * does not), or go back to the checkpoint before",
         )
-    if {"data.pkl", "version"} <= names:
-        return refuse(
-            path,
-            "directory-unknown",
-            "the directory is an unpacked torch zip file",
-            "data.pkl, version and data/ lie in it",
-            f"pack it again: cd {Path(path).parent} && zip -0 -r {Path(path).name}.pt "
-            f"{Path(path).name}",
-        )
+    if _are_unpacked(names):
+        return unpacked(path)
     if any(re.match(r"(zero_pp_rank_|bf16_zero_pp_rank_|mp_rank_)", name) for name in names):
         return refuse(
             path,
@@ -154,6 +194,10 @@ def list_names(path: str) -> set[str]:
             "the directory cannot be listed", error.strerror or "", "check its permissions",
         ) from None  # fmt: skip
     return names
+
+
+def _are_unpacked(names: Collection[str]) -> bool:
+    return _PICKLE in names and "version" in names
 
 
 def _begins(path: Path, pattern: re.Pattern[bytes]) -> bool:

@@ -37,6 +37,8 @@ class _Shards(Struct):
     home: dict[str, str] = {}
     formats: set[str] = set()
     unread: set[str] = set()
+    missing: list[str] = []
+    twice: list[tuple[str, str, str]] = []  # tensor, the shard it is taken from, another with it
     findings: list[Finding] = []
 
 
@@ -58,6 +60,7 @@ def read_incomplete(path: str) -> View:
     names = sorted(set(index.weight_map.values()))
     for name in names:
         _add_shard(shards, path, name, index)
+    shards.findings = [*_missing(index, shards), *shards.findings]
     shards.findings += _disagreements(path, index, shards)
     tensors = {key: shards.tensors[key] for key in index.weight_map if key in shards.tensors}
     tensors |= shards.tensors  # those that the index leaves out come last
@@ -108,8 +111,10 @@ def _add_shard(shards: _Shards, path: str, name: str, index: _Index) -> None:
         view = _READERS[detected.kind](shard)
     except HoldtrueError as error:
         shards.unread.add(name)
-        lost = [key for key, home in index.weight_map.items() if home == name]
-        shards.findings += _unread(path, name, lost, error)
+        if error.report.findings[0].code == "path-missing":
+            shards.missing.append(name)
+        else:
+            shards.findings.append(_unread(name, _mapped(index, name), error))
         return
     shards.formats.add(view.format)
     shards.findings += view.findings
@@ -118,7 +123,7 @@ def _add_shard(shards: _Shards, path: str, name: str, index: _Index) -> None:
         return
     for key, tensor in view.tensors.items():
         if key in shards.tensors:
-            shards.findings.append(_twice(path, key, shards.home[key], name))
+            shards.twice.append((key, shards.home[key], name))
         else:
             shards.tensors[key] = prefixed(tensor, name + ":")
             shards.home[key] = name
@@ -130,16 +135,22 @@ def _disagreements(path: str, index: _Index, shards: _Shards) -> Iterable[Findin
         for key, home in index.weight_map.items()
         if home not in shards.unread and shards.home.get(key) != home
     )
+    emptied = {place.partition(": ")[0] for place in absent}
+    copies = {name: first for name, first in _copies(shards) if name in emptied}
     if absent:
+        told = "; ".join(f"{name} holds what {first} holds" for name, first in copies.items())
         yield Finding(
             code="tensor-not-in-shard",
             severity="error",
             where=absent[0],
             places=absent,
             what="the index maps a tensor to a shard that does not hold it",
-            why="index and shards are of different saves, or one was edited",
-            fix="fetch the index and all shards again, from one revision",
+            why=told or "index and shards are of different saves, or one was edited",
+            fix=f"fetch {', '.join(copies)} again from where the set came from"
+            if copies and emptied <= set(copies)
+            else "fetch the index and all shards again, from one revision",
         )
+    yield from _twice(path, [t for t in shards.twice if t[2] not in copies])
     extra = tuple(f"{home}: {key}" for key, home in shards.home.items()
                   if key not in index.weight_map)  # fmt: skip
     if extra:
@@ -166,19 +177,45 @@ def _disagreements(path: str, index: _Index, shards: _Shards) -> Iterable[Findin
         )
 
 
-def _unread(path: str, name: str, lost: list[str], error: HoldtrueError) -> Iterable[Finding]:
-    cause = error.report.findings[0]
-    missing = cause.code == "path-missing"
+def _missing(index: _Index, shards: _Shards) -> Iterable[Finding]:
+    if not shards.missing:
+        return
+    lost = [f"{name}: {key}" for name in shards.missing for key in _mapped(index, name)]
+    total, several = len(set(index.weight_map.values())), len(shards.missing) > 1
+    named = ", ".join(shards.missing[:4]) + (" …" if len(shards.missing) > 4 else "")
     yield Finding(
-        code="shard-missing" if missing else "shard-unreadable",
+        code="shard-missing",
+        severity="error",
+        where=lost[0] if lost else shards.missing[0],
+        places=tuple(lost),
+        what=f"{len(shards.missing)} of {total} shards are missing"
+        if several
+        else f"the shard {named} is missing",
+        why=_so_many(len(lost), several) + (f": {named}" if several else ""),
+        fix=f"fetch {named} again from where the set came from",
+    )
+
+
+def _unread(name: str, lost: list[str], error: HoldtrueError) -> Finding:
+    cause = error.report.findings[0]
+    return Finding(
+        code="shard-unreadable",
         severity="error",
         where=f"{name}: {lost[0]}" if lost else name,
         places=tuple(f"{name}: {key}" for key in lost),
-        what=f"the shard {name} is {'missing' if missing else 'not readable'}",
-        why=f"{len(lost)} tensor{'s are' if len(lost) != 1 else ' is'} in it of the set"
-        + ("" if missing else f"; {cause.what}: {cause.why}"),
-        fix=f"fetch {name} again from where the set came from" if missing else cause.fix,
+        what=f"the shard {name} is not readable",
+        why=f"{_so_many(len(lost), False)}; {cause.what}: {cause.why}",
+        fix=cause.fix,
     )
+
+
+def _mapped(index: _Index, name: str) -> list[str]:
+    return [key for key, home in index.weight_map.items() if home == name]
+
+
+def _so_many(count: int, several: bool) -> str:
+    them = "them" if several else "it"
+    return f"{count} tensor{'s are' if count != 1 else ' is'} in {them} of the set"
 
 
 def _not_flat(shard: str) -> Finding:
@@ -192,15 +229,28 @@ def _not_flat(shard: str) -> Finding:
     )
 
 
-def _twice(path: str, key: str, first: str, second: str) -> Finding:
-    return Finding(
-        code="tensor-in-two-shards",
-        severity="warning",
-        where=f"{path}: {key}",
-        what="two shards hold a tensor of the same name",
-        why=f"{first} and {second} both do; the first is given",
-        fix="fetch the index and all shards again, from one revision",
-    )
+def _twice(path: str, twice: list[tuple[str, str, str]]) -> Iterable[Finding]:
+    if twice:
+        key, first, second = twice[0]
+        places = tuple(f"{path}: {name}" for name, _, _ in twice)
+        yield Finding(
+            code="tensor-in-two-shards",
+            severity="warning",
+            where=places[0],
+            places=places if len(places) > 1 else (),
+            what="two shards hold a tensor of the same name",
+            why=f"{first} and {second} both hold {key}; the first is given",
+            fix="fetch the index and all shards again, from one revision",
+        )
+
+
+def _copies(shards: _Shards) -> Iterable[tuple[str, str]]:
+    """(shard, the one whose names it has): shards that hold nothing but what another one holds."""
+    own = set(shards.home.values())
+    for name in dict.fromkeys(second for _, _, second in shards.twice):
+        firsts = {first for _, first, second in shards.twice if second == name}
+        if name not in own and len(firsts) == 1:
+            yield name, firsts.pop()
 
 
 def _bad_index(path: str, why: str) -> OpenError:

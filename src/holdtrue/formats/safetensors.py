@@ -77,9 +77,11 @@ def parse_header(raw: bytes, file_bytes: int | None, where: str) -> Header:
             raise ValueError("it is not an object")
         metadata = _metadata(body.pop("__metadata__", {}))
         entries = {name: parse_entry(name, value) for name, value in body.items()}
-        _check_coverage(entries, None if file_bytes is None else file_bytes - len(raw))
+        covered = _check_coverage(entries)
     except ValueError as error:
         raise _damage(where, f"the header is not valid: {error}") from None
+    if file_bytes is not None and covered != file_bytes - len(raw):
+        raise _other_size(where, covered, file_bytes - len(raw))
     return Header(entries, metadata, len(raw))
 
 
@@ -113,17 +115,36 @@ def _sizes(value: Any) -> bool:
     return isinstance(value, list) and all(type(v) is int and 0 <= v < 1 << 63 for v in value)
 
 
-def _check_coverage(entries: dict[str, Entry], data_bytes: int | None) -> None:
+def _check_coverage(entries: dict[str, Entry]) -> int:
+    """How many bytes of data the tensors take, one behind the other. Raises ValueError."""
     position = 0
     for entry in sorted(entries.values(), key=lambda e: (e.begin, e.end)):
         if entry.begin != position:
             raise ValueError(f"{entry.name!r} starts at {entry.begin:,}, expected {position:,}")
         position = entry.end
-    if data_bytes is not None and position != data_bytes:
-        raise ValueError(f"its tensors take {position:,} bytes, the file holds {data_bytes:,}")
+    return position
 
 
-def _damage(where: str, why: str) -> DamageError:
+def _other_size(where: str, needed: int, there: int) -> DamageError:
+    """For a whole header before too few bytes of data, or too many."""
+    sizes = f"its tensors take {needed:,} bytes of data, the file holds {there:,}"
+    if there < needed:
+        return _damage(
+            where,
+            f"the header is whole and {sizes}: a save, a copy or a download ended early",
+            f"the safetensors file is cut off: {needed - there:,} bytes are missing",
+        )
+    return _damage(
+        where,
+        f"the header is whole and {sizes}: something was appended, or written over a longer file; "
+        "safetensors refuses such a file",
+        f"{there - needed:,} bytes too many follow the data of the safetensors file",
+    )
+
+
+def _damage(
+    where: str, why: str, what: str = "this is not a whole safetensors file"
+) -> DamageError:
     return fail(
         DamageError,
         where,
@@ -131,7 +152,7 @@ def _damage(where: str, why: str) -> DamageError:
             code="safetensors-header-damaged",
             severity="error",
             where=where,
-            what="this is not a whole safetensors file",
+            what=what,
             why=why,
             fix="fetch or save the file again; `holdtrue salvage` keeps the tensors that are whole",
         ),

@@ -7,8 +7,9 @@ from typing import Literal
 from holdtrue.errors import DamageError, OpenError
 from holdtrue.formats import signatures
 from holdtrue.formats.source import open_source, read_bytes, refuse
+from holdtrue.formats.text_transfer import transferred_as_text
 from holdtrue.formats.zip_archive import Archive, read_directory, read_local
-from holdtrue.limits import MIB
+from holdtrue.limits import KIB, MIB
 
 ZipKind = Literal["torch-zip", "torchscript", "pt2", "npz"]
 
@@ -61,6 +62,9 @@ def kind_of_names(names: list[str]) -> ZipKind | None:
 
 def _by_first_record(path: str) -> ZipKind:
     """For an archive whose directory is lost: its first local header still says whose it is."""
+    changed = transferred_as_text(path, read_bytes(path, 0, 16 * KIB))
+    if changed is not None:
+        raise changed
     with open_source(path) as file:
         size = file.seek(0, 2)
         local = read_local(file, 0, size)

@@ -3,6 +3,7 @@
 import re
 from collections.abc import Iterator
 from pathlib import Path
+from shlex import quote
 
 from msgspec.structs import replace
 
@@ -10,6 +11,7 @@ from holdtrue.doctor.amounts import size
 from holdtrue.doctor.commands import quoted
 from holdtrue.doctor.subjects import Folder, Kept
 from holdtrue.findings import Finding
+from holdtrue.formats.directories import is_stale_index
 
 _UNFINISHED = re.compile(
     r"(\.tmp|\.temp|\.part|\.partial|\.crdownload|\.incomplete|\.aria2|\.download|\.swp|~)(\.\d+)?$"
@@ -18,6 +20,12 @@ _UNFINISHED = re.compile(
 )
 _BEST = re.compile(r"(^|[^a-z])best([^a-z]|$)", re.IGNORECASE)
 _LAST = re.compile(r"(^|[^a-z])(last|latest|final|current)([^a-z]|$)", re.IGNORECASE)
+# Names of what tells one moment of a training from another: counters and metrics.
+_MOMENT = re.compile(
+    r"epoch|step|iter|loss|acc|score|metric|perplex|ppl|bleu|rouge|auc|iou|map|psnr|ssim|f1|wer"
+    r"|error|reward|val_|best_",
+    re.IGNORECASE,
+)
 _SHARD = re.compile(r"(.+)-(\d{5})-of-(\d{5})(\.safetensors|\.bin)$")
 _SMALL = 0.8  # of its siblings' median size
 
@@ -112,7 +120,7 @@ def equal_checkpoints(folder: Folder) -> Iterator[Finding]:
         differ = _differing(same)
         best = any(_BEST.search(one.name) for one in same)
         last = any(_LAST.search(one.name) and not _BEST.search(one.name) for one in same)
-        if best and (differ or last):
+        if best and (differ or (last and not _same_moment(same))):
             yield _equal(
                 folder, same, differ, "best-equals-last",
                 "`best = model.state_dict()` keeps no copy: it goes on changing with the model, "
@@ -184,6 +192,23 @@ def shards(folder: Folder) -> Iterator[Finding]:
             )
 
 
+def stale_index(folder: Folder) -> Iterator[Finding]:
+    """An index of shards that are gone, beside the one file that replaced them."""
+    for index in sorted(folder.names):
+        if index.endswith(".index.json") and is_stale_index(Path(folder.path), index, folder.names):
+            whole = index.removesuffix(".index.json")
+            yield Finding(
+                code="index-stale",
+                severity="warning",
+                where=f"{folder.path}/{index}",
+                what=f"the index is left over: none of its shards is here, and {whole} is",
+                why="an earlier save was split into shards; from_pretrained takes the whole file, "
+                "other loaders go by the index and miss the shards",
+                fix="remove the index, unless it is the shards that should be here",
+                command=f"rm {quote(f'{folder.path}/{index}')}",
+            )
+
+
 def _equal(
     folder: Folder, same: list[Kept], differ: dict[str, list[object]], code: str, why: str, fix: str
 ) -> Finding:
@@ -212,6 +237,16 @@ def _differing(same: list[Kept]) -> dict[str, list[object]]:
             found[key] = values
     steps: list[object] = [one.step for one in same if one.step is not None]
     return {"step": steps, **found} if found and steps else found
+
+
+def _same_moment(same: list[Kept]) -> bool:
+    """Whether all say that they are of one moment: then the last one was the best."""
+    if same[0].step is not None:
+        return all(one.step == same[0].step for one in same)
+    told = [key for key in same[0].values if _MOMENT.search(key)]
+    return bool(told) and all(
+        key in one.values and one.values[key] == same[0].values[key] for key in told for one in same
+    )
 
 
 def _beside(folder: Folder, one: Kept) -> list[int]:

@@ -89,7 +89,9 @@ def object_in_file(view: View) -> Iterator[Finding]:
         ]
     named = {op.name for op in view.about["would_run"] if op.severity != "dangerous"}
     held = [
-        (p, o) for p, o in objects if o.class_name in named and findable(o.class_name) == "here"
+        (p, o)
+        for p, o in objects
+        if o.class_name in named and findable(o.class_name) in ("here", "beside")
     ]
     if held:
         places = tuple(f"{_where(view, path)}: {one.class_name}" for path, one in held)
@@ -110,7 +112,9 @@ def _versions(classes: list[str]) -> str:
     tops = sorted({name.partition(".")[0] for name in classes if findable(name) == "here"})
     found = [(top, installed_version(distribution_of(top) or top)) for top in tops[:4]]
     here = [f"{top} {number}" for top, number in found if number]
-    return f"; here are {', '.join(here)}" if here else ""
+    local = sorted({name.partition(".")[0] for name in classes if findable(name) == "beside"})
+    said = f"; here are {', '.join(here)}" if here else ""
+    return said + (f"; {', '.join(local)} only from the current directory" if local else "")
 
 
 def _where(view: View, path: str) -> str:

@@ -18,6 +18,8 @@ _REASONS = {
     "package-missing": "the package `{top}` is not installed here",
     "absent": "the package `{top}` that is installed here{version} has no such name: the file is "
     "of another version of it, most likely a newer one",
+    "beside-absent": "the module `{top}` of the current directory has no such name: it was "
+    "renamed or removed since",
     "older": "NumPy 2 wrote it, and NumPy 1 is installed here",
 }
 # TorchScript's own classes, and what `versions` tells of.
@@ -54,7 +56,7 @@ def class_missing(view: View) -> Iterator[Finding]:
     for op in _operations(view):
         if op.kind == "import" and op.severity != "dangerous" and not _OTHERS.match(op.name):
             status = findable(op.name)
-            if status != "here":
+            if status not in ("here", "beside"):
                 absent.setdefault((status, op.name.partition(".")[0]), []).append(op)
     for (found, top), ops in absent.items():
         names = [op.name for op in ops]
