@@ -241,3 +241,13 @@ def test_a_run_that_is_dropped_ends_its_save_and_frees_the_lock(
         time.sleep(0.01)  # the thread lets go of the run just after the save has ended
     assert not (tmp_path / "run" / ".lock").exists()
     assert holdtrue.verify(tmp_path / "run@1").findings == ()
+
+
+def test_a_save_in_an_exit_handler_is_kept(tmp_path: Path) -> None:
+    program = f"""
+        import atexit, holdtrue
+        run = holdtrue.Run({str(tmp_path / "run")!r}, value=[1, 2])
+        atexit.register(lambda: run.save(2))
+    """
+    subprocess.run([sys.executable, "-c", textwrap.dedent(program)], check=True)
+    assert holdtrue.verify(tmp_path / "run@2").findings == ()

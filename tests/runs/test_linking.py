@@ -11,6 +11,9 @@ import torch
 from torch import nn
 
 import holdtrue
+from holdtrue.engine import linking
+
+FROZEN = "model-00001-of-00002.safetensors"
 
 
 def nearly_frozen() -> tuple[nn.Module, torch.optim.Optimizer]:
@@ -91,6 +94,28 @@ def test_a_checkpoint_removed_by_someone_else_is_not_linked(run: holdtrue.Run) -
     run._shelf.earlier()  # its manifest is known, its files are gone
     for step in (1, 2):
         shutil.rmtree(run.path / f"step-{step:09d}")
-    (run.path / "step-000000003" / "model-00001-of-00002.safetensors").unlink()
-    assert run.save(4, wait=True).linked == ()
+    (run.path / "step-000000003" / FROZEN).unlink()
+    assert FROZEN not in (run.save(4, wait=True).linked or ())
     assert holdtrue.verify(f"{run.path}@4").findings == ()
+
+
+def test_a_file_that_rotted_is_written_anew(run: holdtrue.Run) -> None:
+    file = run.path / "step-000000003" / FROZEN
+    data = bytearray(file.read_bytes())
+    data[-5] ^= 1
+    with file.open("r+b") as opened:  # in place: as bit rot, or an edit, does
+        opened.write(data)
+    assert FROZEN not in (run.save(4, wait=True).linked or ())
+    assert holdtrue.verify(f"{run.path}@4").findings == ()
+    assert run.save(5, wait=True).linked
+    assert holdtrue.verify(f"{run.path}@5").findings == ()
+
+
+def test_what_was_read_once_is_not_read_again(
+    run: holdtrue.Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run.save(4, wait=True)
+    before = dict(run._shelf._proved)
+    assert before
+    monkeypatch.setattr(linking, "_stands", lambda earlier, *_: earlier.proved == before)
+    assert run.save(5, wait=True).linked

@@ -3,6 +3,7 @@
 import errno
 import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -161,3 +162,70 @@ def test_many_that_start_at_once_leave_one_writer(tmp_path: Path, flocks: bool) 
     # One that starts after the first has ended may write too; at no time did two.
     assert set(said) <= {"writer", "run-held"}
     assert said.count("writer") == len(holdtrue.Run(tmp_path / "run").steps())
+
+
+def in_child(path: Path, body: str) -> str:
+    """What a program says that saves into the run, and then forks."""
+    lines = "run.save(1, wait=True)\n" + textwrap.dedent(body)
+    done = subprocess.run(program(path, lines), capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def test_a_forked_child_is_another_writer(tmp_path: Path) -> None:
+    said = in_child(
+        tmp_path / "run",
+        """
+        import os
+        if not (child := os.fork()):
+            try:
+                run.save(5, wait=True)
+            except holdtrue.SaveError as error:
+                print(error.report.errors[0].code, flush=True)
+            os._exit(0)
+        os.waitpid(child, 0)
+        run.save(2, wait=True)
+        print(run.steps())
+        """,
+    )
+    assert said.split("\n") == ["run-held", "[1, 2]", ""]
+
+
+def test_a_dead_process_is_no_owner_while_its_children_live(tmp_path: Path) -> None:
+    said = in_child(
+        tmp_path / "run",
+        """
+        import os, signal
+        if not (child := os.fork()):
+            time.sleep(60)
+            os._exit(0)
+        print(child, flush=True)
+        os._exit(0)
+        """,
+    )
+    try:
+        run = holdtrue.Run(tmp_path / "run", value=2)
+        run.save(2, wait=True)
+        run.close()
+    finally:
+        os.kill(int(said), signal.SIGKILL)
+
+
+def test_a_directory_that_was_removed_is_locked_anew(tmp_path: Path) -> None:
+    run = holdtrue.Run(tmp_path / "run", value=1)
+    run.save(1, wait=True)
+    shutil.rmtree(tmp_path / "run")
+    command = program(tmp_path / "run", "run.save(1, wait=True); print('saved'); time.sleep(60)")
+    other = subprocess.Popen([*command[:1], "-u", *command[1:]], stdout=subprocess.PIPE, text=True)
+    try:
+        assert other.stdout is not None
+        assert other.stdout.readline() == "saved\n"
+        with pytest.raises(holdtrue.SaveError) as caught:
+            run.save(2)
+        assert caught.value.report.errors[0].code == "run-held"
+        run.close()
+        assert (tmp_path / "run" / ".lock").exists()
+    finally:
+        other.kill()
+        other.wait()
+        other.stdout.close()

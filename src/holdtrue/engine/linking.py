@@ -1,6 +1,8 @@
 """Files that did not change since the checkpoint before are hard-linked, not written again.
 
 The file system counts the references, so each directory stays complete, and removing any is safe.
+What is linked is read first, once a process and again when it was changed: a file that rotted on
+the disk would else live on in every checkpoint to come.
 """
 
 import os
@@ -13,6 +15,7 @@ from msgspec import Struct, field
 from holdtrue.engine.layout import Placement, PlannedFile
 from holdtrue.engine.threads import in_threads
 from holdtrue.engine.write import Readable, batches
+from holdtrue.limits import limits
 from holdtrue.records.manifest import Manifest
 
 
@@ -21,6 +24,8 @@ class Earlier(Struct, frozen=True, eq=False):
 
     directory: Path
     manifest: Manifest
+    # Files that this process has read and found right: (device, inode) → (size, time of change).
+    proved: dict[tuple[int, int], tuple[int, int]] = field(default_factory=dict)
 
 
 class Linked(Struct, eq=False):
@@ -37,7 +42,8 @@ def link_unchanged(
     sources: Mapping[str, Readable],
     earlier: Earlier | None,
 ) -> Linked:
-    """Link those of the files whose every byte the earlier checkpoint has, by its digests.
+    """Link those of the files whose every byte the earlier checkpoint has, by its digests, and
+    has on the disk.
 
     A file system that has no hard links is no error: the file is then written like any other.
     """
@@ -51,7 +57,7 @@ def link_unchanged(
         if earlier.manifest.files.get(file.name) != file.record:
             continue
         digests = _unchanged(file, sources, known.get(file.name, {}))
-        if digests is None:
+        if digests is None or not _stands(earlier, file, digests):
             continue
         try:
             os.link(earlier.directory / file.name, directory / file.name)
@@ -63,6 +69,39 @@ def link_unchanged(
         linked.files[file.name] = file.nbytes
         linked.digests.update(digests)
     return linked
+
+
+def _stands(earlier: Earlier, file: PlannedFile, digests: Mapping[str, str]) -> bool:
+    """Whether the file on the disk is the planned one, byte by byte."""
+    path = earlier.directory / file.name
+
+    def same(placement: Placement) -> bool:
+        digest = xxhash.xxh3_128()
+        done, step = 0, limits().chunk_bytes
+        with path.open("rb", buffering=0) as opened:
+            opened.seek(placement.offset)
+            while done < placement.nbytes:
+                block = opened.read(min(step, placement.nbytes - done))
+                if not block:
+                    return False
+                digest.update(block)
+                done += len(block)
+        return digest.hexdigest() == digests[placement.key]
+
+    try:
+        status = path.stat()
+        here, now = (status.st_dev, status.st_ino), (status.st_size, status.st_mtime_ns)
+        if earlier.proved.get(here) == now:
+            return True
+        with path.open("rb", buffering=0) as opened:
+            head = opened.read(len(file.head))
+        whole = status.st_size == file.nbytes and head == file.head
+        if whole and all(in_threads(same, file.placements)):
+            earlier.proved[here] = now
+            return True
+        return False
+    except OSError:  # gone, or not readable: it is written anew
+        return False
 
 
 def _digests(manifest: Manifest) -> dict[str, dict[str, str]]:

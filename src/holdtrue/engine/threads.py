@@ -4,6 +4,7 @@ Plain threads, and not an executor: executors take no work any more once the int
 exit, and a save that is in progress then has to come to its end.
 """
 
+import contextlib
 from collections.abc import Callable, Iterable
 from contextvars import copy_context
 from threading import Thread
@@ -34,13 +35,16 @@ def in_threads(work: Callable[[Job], Result], jobs: Iterable[Job]) -> list[Resul
     # Each in a copy of the caller's context: the limits in force are kept there.
     count = min(limits().threads, len(todo)) - 1  # the caller's own thread works too
     threads = [Thread(target=copy_context().run, args=(run,)) for _ in range(count)]
-    for thread in threads:
-        thread.start()
+    begun: list[Thread] = []
+    with contextlib.suppress(RuntimeError):  # none can be begun any more while the process exits
+        for thread in threads:
+            thread.start()
+            begun.append(thread)
     try:
         run()
     except BaseException as error:  # an interrupt that came between two jobs
         failed.append(error)
-    for thread in threads:
+    for thread in begun:
         thread.join()
     if failed:
         raise failed[0]

@@ -140,8 +140,10 @@ class Run:
         if self.busy == "skip" and self._behind.busy:
             _log.warning("step %d is not saved: the save before is still in progress", step)
             return Saving(step, target, skipped=True)
+        # In an atexit handler nobody waits for a thread any more.
+        exiting = not threading.main_thread().is_alive()
         with self._saves:
-            return self._save(step, target, metrics, wait)
+            return self._save(step, target, metrics, wait or exiting)
 
     def _save(
         self, step: int, target: Path, metrics: Mapping[str, Any] | None, wait: bool

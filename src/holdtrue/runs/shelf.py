@@ -16,7 +16,7 @@ from holdtrue.runs.choosing import free_name, later, put_later_aside
 from holdtrue.runs.keep import Keep
 from holdtrue.runs.pruning import doomed, has_all_files, read_back, remove_steps
 from holdtrue.runs.resuming import Resumed
-from holdtrue.runs.writing import give_back, take
+from holdtrue.runs.writing import give_back, still_held, take
 from holdtrue.saving import Saved
 from holdtrue.storage.commit import clear_leftovers, make_directories
 from holdtrue.storage.failures import already_exists, not_written
@@ -36,6 +36,8 @@ class Shelf:
         self.given_up: tuple[int, ...] = ()
         self._manifests: dict[int, Manifest] = {}
         self._link = True  # files of the checkpoint before, where they did not change
+        self._proved: dict[tuple[int, int], tuple[int, int]] = {}  # files; see `Earlier`
+        self._writer = 0  # the process that is, or was, the writer
         self._told_unlinked = False
         self._release: weakref.finalize[..., Any] | None = None  # while this process is the writer
 
@@ -60,7 +62,7 @@ class Shelf:
             for step, path in reversed(steps(self.run).items()):
                 manifest = self._manifest(step, path)
                 if manifest is not None:
-                    return Earlier(path, manifest)
+                    return Earlier(path, manifest, self._proved)
         return None
 
     def place(self, step: int) -> tuple[Path, Path | None]:
@@ -121,8 +123,11 @@ class Shelf:
 
     def become_writer(self, target: Path) -> None:
         """Raises SaveError where another process saves into the run, or the disk refuses."""
-        if self._release is not None and self._release.alive:
+        held = self._release is not None and self._release.alive
+        if held and self._writer == os.getpid() and still_held(self.run):
             return
+        if held:  # a forked child has not inherited the right; and the directory may be another one
+            self.free()
         try:
             make_directories(self.run)
             take(self.run)
@@ -130,6 +135,7 @@ class Shelf:
             raise not_written(target, error, 0) from error
         # Also when the run is dropped without `close`, as in a notebook's next cell.
         self._release = weakref.finalize(self, give_back, self.run)
+        self._writer = os.getpid()
 
     def free(self) -> None:
         """Let others write."""
@@ -149,8 +155,8 @@ class Shelf:
         try:
             found = {s: (p, self._manifest(s, p)) for s, p in steps(self.run).items()}
             going = doomed(keep, found, has_all_files)
-        except HoldtrueError as error:
-            _log.warning("nothing is removed, the run cannot be listed:%s", error)
+        except Exception as error:  # the save is durable, whatever is wrong with the others
+            _log.warning("nothing is removed, the run cannot be listed: %s", error)
             return
         for step in remove_steps(keep, going, found):
             self._manifests.pop(step, None)

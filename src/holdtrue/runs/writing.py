@@ -22,6 +22,8 @@ def take(run: Path) -> None:
     """Become, or stay, the run's writer. Raises SaveError where another process is, or OSError."""
     key = (os.getpid(), run)
     with _guard:
+        if key in _locks and not _locks[key].in_place:
+            _locks.pop(key).release()
         if key not in _locks:
             try:
                 lock = _locks[key] = Lock(run)
@@ -40,6 +42,26 @@ def take(run: Path) -> None:
                     run, run / LOCK,
                 )  # fmt: skip
         _holders[key] += 1
+
+
+def _leave_to_parent() -> None:
+    """In a forked child, such as a loader's worker: the locks are its parent's, and end with it."""
+    global _guard
+    _guard = threading.RLock()  # another thread of the parent may have held it
+    for lock in _locks.values():
+        lock.forget()
+    _locks.clear()
+    _holders.clear()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_leave_to_parent)
+
+
+def still_held(run: Path) -> bool:
+    """Whether the lock of this process is the one that stands in the run's directory."""
+    lock = _locks.get((os.getpid(), run))
+    return lock is not None and lock.in_place
 
 
 def give_back(run: Path) -> None:

@@ -97,7 +97,11 @@ def metric(manifest: Manifest, name: str) -> float | None:
     value = manifest_metrics(manifest).get(name)
     if isinstance(value, bool) or not isinstance(value, SupportsFloat):
         return None
-    return None if math.isnan(float(value)) else float(value)
+    try:
+        number = float(value)
+    except (OverflowError, ValueError, TypeError):  # an integer of 400 digits, say
+        return None
+    return None if math.isnan(number) else number
 
 
 def best_first(manifests: Iterable[Ranked], ranking: Ranking) -> list[int]:

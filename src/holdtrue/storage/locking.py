@@ -61,15 +61,31 @@ class Lock:
         if self._fd is None:
             self._exclusively()
 
+    @property
+    def in_place(self) -> bool:
+        """Whether the file that stands there is this lock: someone may have removed the directory,
+        and another process have made it again."""
+        if self._fd is not None:
+            return _is_at(self._fd, self.path)
+        owner = owner_of(self.path.parent)
+        return owner is not None and owner.pid == self._pid
+
     def release(self) -> None:
         """Let it go. In a forked child this does nothing: the lock is the parent's."""
         if self._pid != os.getpid():
             return
-        self._pid = -1
         with contextlib.suppress(OSError):
-            self.path.unlink()
+            if self.in_place:
+                self.path.unlink()
+        self._pid = -1
+        self.forget()
+
+    def forget(self) -> None:
+        """In a forked child: the kernel's lock lasts while anyone has the file open, and it is to
+        end with the process that took it."""
         if self._fd is not None:
             os.close(self._fd)
+            self._fd = None
 
     def _flock(self) -> int | None:
         """The open file that holds the lock; None where the file system does not lock."""
