@@ -1,4 +1,4 @@
-"""One call for a file and a model, told once, however many findings it mends."""
+"""One call for a file and a model, not told again by every finding that it mends."""
 
 from collections.abc import Iterable
 
@@ -20,7 +20,19 @@ def called_once(findings: Iterable[Finding], *, trains: bool) -> list[Finding]:
     if "values-out-of-range" in codes:  # with --deep: rounding them would make infinities
         found = [_unrounded(f) for f in found if not (f.code == "restore-call" and _rounds(f))]
     call = next((f.command for f in found if f.code == "restore-call"), "")
-    return [_without(finding, call) for finding in found if finding.code not in idle]
+    bearer = _bearer(found, call)
+    return [
+        finding if finding is bearer else _without(finding, call)
+        for finding in found
+        if finding.code not in idle
+    ]
+
+
+def _bearer(findings: list[Finding], call: str) -> Finding | None:
+    """The error or warning that the call mends best: it has the line beside `restore-call`, which
+    says that it was tried."""
+    worse = [f for f in findings if call and f.command == call and f.severity != "note"]
+    return min(worse, key=lambda f: (f.severity != "error", -f.count, f.code), default=None)
 
 
 def _rounds(finding: Finding) -> bool:
@@ -37,8 +49,7 @@ def _without(finding: Finding, call: str) -> Finding:
     if finding.severity == "note" and _is_for_model(finding.command):
         return replace(finding, command="")
     if finding.command == call and "rename=" in call:
-        fix = f"{finding.fix}; restore-call has the line" if finding.fix else ""
-        return replace(finding, command="", fix=fix)
+        return replace(finding, command="")
     return finding
 
 
