@@ -93,11 +93,15 @@ def _looks_ours(names: list[str]) -> bool:
 
 
 def metric(manifest: Manifest, name: str) -> float | None:
-    """A metric's value; None where it is absent, NaN or no number."""
+    """A metric's value; None where it is absent, NaN or no number that can be ranked."""
     value = manifest_metrics(manifest).get(name)
     if isinstance(value, bool) or not isinstance(value, SupportsFloat):
         return None
-    return None if math.isnan(float(value)) else float(value)
+    try:
+        number = float(value)
+    except (OverflowError, ValueError):  # a whole number of hundreds of digits; a Decimal's sNaN
+        return None
+    return None if math.isnan(number) else number
 
 
 def best_first(manifests: Iterable[Ranked], ranking: Ranking) -> list[int]:
