@@ -144,6 +144,7 @@ def write(
     *,
     earlier: Earlier | None = None,
     stall: float | None = None,
+    waited: bool = False,
     staging: int = 0,
     progress: Tell | None = None,
     confirm: Callable[[str], None] | None = None,
@@ -153,9 +154,11 @@ def write(
     `confirm` is asked last of all, before it is published, and may raise.
 
     `sources` are those of `prepared`, or copies of them. `stall` is how long the caller waited,
-    where that is over already; the manifest of such a save says what it cost.
+    where that is over already, and `waited` that a run's caller waits until it is durable; the
+    manifest of a run's save says what it cost.
     """
-    cost = None if stall is None else Cost(stall=round(stall, 4), staging=staging)
+    of_run = waited or stall is not None
+    cost = Cost(stall=round(stall or 0.0, 4), staging=staging) if of_run else None
     try:
         with (
             telling(progress, prepared.nbytes) as tell,
@@ -168,6 +171,7 @@ def write(
                 sources,
                 earlier=earlier,
                 cost=cost,
+                waited=waited,
                 began=prepared.began,
                 progress=tell,
             )
