@@ -44,7 +44,8 @@ def resume_first_whole(found: Iterable[tuple[int, Path]], restore: Restore) -> R
         except DamageError as error:
             if any(f.code in _NO_DAMAGE for f in error.report.findings):
                 raise
-            _log.warning("step %d is passed over, it is damaged:%s", step, error)
+            said = "; ".join(f.what for f in error.report.errors)
+            _log.warning("step %d is passed over, it is damaged: %s", step, said)
             passed.append(error)
             damaged.add(step)
             continue
