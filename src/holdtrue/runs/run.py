@@ -250,7 +250,9 @@ class Run:
         manifests = self._shelf.manifests() if at == "best" else {}
         asked = candidates(self.path, at, steps(self.path), manifests, self.keep.ranking)
         codes = (allow,) if isinstance(allow, str) else tuple(allow)
-        restore = restore_parts(self.parts, codes, on_conflict, self.progress)
+        restore = restore_parts(
+            self.parts, codes, on_conflict, self.progress, gradients=self.gradients
+        )
         self._shelf.damaged = frozenset()
         resumed = resume_first_whole(asked, restore)
         self._shelf.resumed(resumed)
