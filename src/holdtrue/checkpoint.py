@@ -35,8 +35,8 @@ if TYPE_CHECKING:
 class Checkpoint:
     """An opened checkpoint. Its manifest has been verified; tensors are verified as they are read.
 
-    `ck["classes"]` is a part's value: a module gives its state_dict, an optimizer its state by
-    parameter name, everything else what was saved.
+    `ck["classes"]` is a part's value: a module gives its state_dict, detached as torch's own is, an
+    optimizer its state by parameter name, everything else what was saved.
     """
 
     def __init__(
@@ -108,16 +108,13 @@ class Checkpoint:
             return self._foreign_value(foreign_parts(self._view)[part], part)
         record = self._manifest.parts[part]
         if record.kind == "module":
-            tensors = self._fresh()
-            names = record.state.get("entries", {})
-            return OrderedDict(
-                (name, tensors(key))
-                for name, key in names.items()
-                if self._manifest.tensors[key].persistent
-            )
+            kept = self._manifest.tensors
+            names = {n: k for n, k in record.state.get("entries", {}).items() if kept[k].persistent}
+            tensors = self._fresh(detached=frozenset(names.values()))
+            return OrderedDict((name, tensors(key)) for name, key in names.items())
         if record.kind == "optimizer":
-            kept = record.state.get("state", {})
-            state = {name: self._value(node, part) for name, node in kept.items()}
+            moments = record.state.get("state", {})
+            state = {name: self._value(node, part) for name, node in moments.items()}
             groups = [
                 {**self._value(g["settings"], part), "params": g["params"]}
                 for g in record.state["groups"]
@@ -239,13 +236,14 @@ class Checkpoint:
         except HoldtrueError:
             return False
 
-    def _fresh(self) -> Any:
+    def _fresh(self, detached: frozenset[str] = frozenset()) -> Any:
         """Key → a new tensor; a NumPy array where there is no torch."""
         if find_spec("torch") is None:
             return lambda key: StoredTensor(self._view.tensors[key], key).numpy()
         from holdtrue.restore.fresh import Fresh
 
-        return Fresh(self._view.tensors, self._agreed, self._proven)
+        plain = {key: _detached(self._view.tensors[key]) for key in detached}
+        return Fresh({**self._view.tensors, **plain}, self._agreed, self._proven)
 
     def _value(self, node: Any, part: str) -> Any:
         if find_spec("torch") is None:

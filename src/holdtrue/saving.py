@@ -7,15 +7,15 @@ import time
 from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, SupportsFloat
+from typing import Any
 
 from msgspec import Struct
 
 from holdtrue.capture.environment import environment
+from holdtrue.capture.metrics import capture_metrics
 from holdtrue.capture.parts import RNG, Captured, capture
 from holdtrue.capture.probe import PROBE
-from holdtrue.capture.tensors import Source, tensor_set
-from holdtrue.capture.values import ValueEncoder
+from holdtrue.capture.tensors import Source
 from holdtrue.engine.checkpoint import write_checkpoint
 from holdtrue.engine.layout import PlannedFile, lay_out
 from holdtrue.engine.linking import Earlier
@@ -144,6 +144,7 @@ def write(
     *,
     earlier: Earlier | None = None,
     stall: float | None = None,
+    waited: bool = False,
     staging: int = 0,
     progress: Tell | None = None,
     confirm: Callable[[str], None] | None = None,
@@ -153,9 +154,11 @@ def write(
     `confirm` is asked last of all, before it is published, and may raise.
 
     `sources` are those of `prepared`, or copies of them. `stall` is how long the caller waited,
-    where that is over already; the manifest of such a save says what it cost.
+    where that is over already, and `waited` that a run's caller waits until it is durable; the
+    manifest of a run's save says what it cost.
     """
-    cost = None if stall is None else Cost(stall=round(stall, 4), staging=staging)
+    of_run = waited or stall is not None
+    cost = Cost(stall=round(stall or 0.0, 4), staging=staging) if of_run else None
     try:
         with (
             telling(progress, prepared.nbytes) as tell,
@@ -168,6 +171,7 @@ def write(
                 sources,
                 earlier=earlier,
                 cost=cost,
+                waited=waited,
                 began=prepared.began,
                 progress=tell,
             )
@@ -205,15 +209,11 @@ def _captured(
         findings.append(already_exists(target))
     elif overwrite and os.path.lexists(target) and not _may_be_replaced(target):
         findings.append(_foreign(target))
-    given: Any = metrics
-    if given is not None and not isinstance(given, Mapping):
-        findings.append(_metric_odd("metrics"))
+    node, odd = capture_metrics(metrics)
     if findings:
         raise SaveError(report(str(target), findings))
     captured = capture(parts, probe, gradients=gradients)
-    numbers = tensor_set("metrics")
-    node = ValueEncoder(numbers).encode(dict(metrics), "") if metrics is not None else None
-    findings = [*captured.findings, *numbers.findings, *_metric_findings(metrics, numbers.records)]
+    findings = [*captured.findings, *odd]
     if any(f.severity == "error" for f in findings):
         raise SaveError(report(str(target), findings))
     files = lay_out(captured.tensors, captured.sources)
@@ -248,18 +248,6 @@ def _check_names(parts: Mapping[str, Any]) -> list[Finding]:
     return findings
 
 
-def _metric_findings(
-    metrics: Mapping[str, Any] | None, tensors: Mapping[str, Any]
-) -> list[Finding]:
-    odd = [
-        f"metrics/{k}"
-        for k, v in (metrics or {}).items()
-        if not isinstance(k, str) or not isinstance(v, SupportsFloat)
-    ]
-    odd += [key for key in tensors if key not in odd]
-    return [_metric_odd(where) for where in odd]
-
-
 def whole_step(subject: str, step: Any) -> int:
     """The step as an int, whatever kind of whole number it is. Raises SaveError."""
     try:
@@ -279,17 +267,6 @@ def _bad_step(step: Any) -> Finding:
         what="a step is a whole number from 0",
         why="checkpoints of a run are named and ordered by it",
         fix="run.save(step + 1, metrics={…})",
-    )
-
-
-def _metric_odd(where: str) -> Finding:
-    return Finding(
-        code="metric-not-a-number",
-        severity="error",
-        where=where,
-        what="a metric is a name and one plain number",
-        why="it is read again and again to tell which checkpoint is best",
-        fix='metrics={"val_loss": float(loss)}',
     )
 
 

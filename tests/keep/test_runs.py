@@ -10,6 +10,8 @@ import sys
 import textwrap
 import threading
 import time
+from decimal import Decimal
+from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
@@ -183,11 +185,41 @@ def test_a_run_stays_where_it_is_when_the_process_goes_elsewhere(
     assert os.listdir() == []
 
 
-@pytest.mark.parametrize("metric", [torch.ones(1), [1], "low", {"a": 1}])
+ODD_METRICS = [torch.ones(1), torch.ones(2, 2), np.ones(1), [1], "low", {"a": 1}, 10**400, None]
+ODD_METRICS += [
+    torch.tensor(1j),
+    torch.empty((), device="meta"),
+    Fraction(10**400),
+    Decimal("sNaN"),
+]
+
+
+@pytest.mark.parametrize("metric", ODD_METRICS, ids=lambda m: repr(m)[:20])
 def test_a_metric_is_a_number(metric: Any, tmp_path: Path) -> None:
     with pytest.raises(holdtrue.SaveError) as caught:
         small(tmp_path / "run").save(1, {"loss": metric}, wait=True)
-    assert caught.value.report.errors[0].code == "metric-not-a-number"
+    assert caught.value.report.errors[0].code in ("metric-not-a-number", "value-unsupported")
+    assert holdtrue.Run(tmp_path / "run").steps() == []
+
+
+@pytest.mark.parametrize(
+    ("given", "kept"),
+    [
+        (torch.tensor(3.0), 3.0),
+        (torch.tensor(2), 2),
+        (torch.tensor(0.5, requires_grad=True), 0.5),
+        (torch.tensor(0.1, dtype=torch.bfloat16), torch.tensor(0.1, dtype=torch.bfloat16).item()),
+        (np.array(1.5), 1.5),
+    ],
+    ids=repr,
+)
+def test_a_tensor_without_dimensions_is_its_number(given: Any, kept: Any, tmp_path: Path) -> None:
+    run = small(tmp_path / "run", Keep(best=1, by="loss"))
+    run.save(1, {"loss": given}, wait=True)
+    found = run.best()
+    assert found is not None
+    assert found.metrics == {"loss": kept}
+    assert type(found.metrics["loss"]) is type(kept)
 
 
 # -- retention ------------------------------------------------------------------------------------

@@ -7,6 +7,7 @@ import random
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -288,5 +289,18 @@ def log_only(kept: bool) -> Made:
         log.append(time.time())
         seen["calls"] += 1
         return 0.1
+
+    return training(factor)
+
+
+def file_count(folder: Path, most: int = 10**6) -> Made:
+    """Counts in a file, up to `most`: then the steps repeat, whatever is tried just then."""
+    place = folder / "count"
+    place.write_text("0")
+
+    def factor(step: int) -> float:
+        count = int(place.read_text())
+        place.write_text(str(min(count + 1, most)))
+        return count / 10
 
     return training(factor)

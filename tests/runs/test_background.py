@@ -100,6 +100,17 @@ def test_the_next_save_waits_or_is_skipped(
     assert run.steps() == [1, 3]
 
 
+def test_a_save_that_is_waited_for_is_never_skipped(tmp_path: Path, held: threading.Event) -> None:
+    run = holdtrue.Run(tmp_path / "run", busy="skip", **training())
+    first = run.save(1)
+    assert run.save(2).skipped
+    threading.Timer(0.2, held.set).start()
+    last = run.save(3, wait=True)
+    assert first.done
+    assert not last.skipped
+    assert run.steps() == [1, 3]
+
+
 def test_an_error_behind_is_logged_at_once_and_raised_once(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -178,6 +189,21 @@ def test_the_handle_says_what_it_cost(tmp_path: Path) -> None:
     assert cost.stall == pytest.approx(saving.stall, abs=1e-4)
     assert cost.staging == saving.staging
     assert run.save(2, wait=True).staging == 0
+
+
+@pytest.mark.parametrize("verify", ["after", None])
+def test_the_stall_of_a_save_that_is_waited_for_is_all_of_it(verify: Any, tmp_path: Path) -> None:
+    run = holdtrue.Run(tmp_path / "run", verify=verify, **training())
+    before = time.perf_counter()
+    saving = run.save(1, wait=True)
+    whole = time.perf_counter() - before
+    saved = saving.wait()
+    assert saved is not None
+    assert 0 < saved.seconds <= saved.stall == saving.stall <= whole
+    manifest = holdtrue.open(tmp_path / "run").manifest
+    assert manifest is not None
+    assert manifest.cost.stall == manifest.cost.seconds > 0
+    assert holdtrue.save(tmp_path / "alone", x=1).stall > 0
 
 
 def test_staging_memory_is_used_again(tmp_path: Path) -> None:

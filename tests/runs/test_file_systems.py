@@ -234,3 +234,28 @@ def test_readers_of_a_read_only_run(tmpfs: Mount) -> None:
         assert done.returncode == status, done.stderr
         json.loads(done.stdout or "{}")
         assert "Traceback" not in done.stderr
+
+
+def test_a_directory_that_disappears_during_a_save(tmp_path: Path) -> None:
+    run = holdtrue.Run(tmp_path / "run", x=torch.ones(3))
+    run.save(1, wait=True)
+
+    def take_away(done: int, total: int) -> None:
+        if (tmp_path / "run").exists():
+            (tmp_path / "run").rename(tmp_path / "elsewhere")
+
+    run.parts["x"] = torch.zeros(3)
+    run.progress = take_away
+    with pytest.raises(holdtrue.SaveError) as caught:
+        run.save(2, wait=True)
+    (finding,) = caught.value.report.errors
+    assert finding.code == "write-failed"
+    assert "disappeared" in finding.what
+    assert "is gone from here too" in finding.why
+    assert "unchanged" not in finding.why
+    assert "untouched" not in finding.fix
+    assert finding.command.startswith("ls -ld ")
+    run.progress = None
+    run.save(3, wait=True)
+    assert run.steps() == [3]
+    run.close()

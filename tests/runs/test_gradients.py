@@ -77,3 +77,23 @@ def test_a_tied_parameter_has_one_gradient(tmp_path: Path) -> None:
     fresh = tied()
     Run(tmp_path, **fresh).resume()
     assert torch.equal(fresh["model"][1].weight.grad, made["model"][0].weight.grad)
+
+
+@pytest.mark.parametrize("saved", [False, True])
+@pytest.mark.parametrize("here", [False, True])
+@pytest.mark.parametrize("pending", [False, True])
+def test_a_changed_setting_is_one_note(
+    saved: bool, here: bool, pending: bool, tmp_path: Path
+) -> None:
+    made = parts()
+    if pending:
+        backward(made)
+    with Run(tmp_path, gradients=saved, other=torch.nn.Linear(1, 1), **made) as run:
+        run.save(1)
+    again = Run(tmp_path, gradients=here, other=torch.nn.Linear(1, 1), **parts())
+    again.resume()
+    assert again.report is not None
+    notes = [f for f in again.report.findings if f.code == "gradients-setting-differs"]
+    assert len(notes) == ((here and not saved) or (saved and pending and not here))
+    assert all(note.severity == "note" for note in notes)
+    assert all(("were restored" in note.what) == saved for note in notes)

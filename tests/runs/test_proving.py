@@ -214,3 +214,15 @@ def test_two_arguments_are_refused(tmp_path: Path) -> None:
         holdtrue.prove_resume(run, lambda a, b: None)
     with pytest.raises(ValueError, match="from 1"):
         holdtrue.prove_resume(run, lambda: None, 0)
+
+
+@pytest.mark.parametrize("most", [10**6, 16, 20, 26], ids=str)
+def test_a_count_in_a_file_is_not_put_down_to_the_clock(most: int, tmp_path: Path) -> None:
+    """Also where it stops to count in the middle of a trial with the clock held still."""
+    (finding,) = prove(tmp_path, forgetful.file_count(tmp_path, most)).findings
+    assert finding.confidence != "certain"
+    assert finding.code in ("not-deterministic", "resume-differs")
+    assert "with that held still" not in finding.why
+    if finding.code == "not-deterministic":
+        assert "a file that the step writes" in finding.why
+        assert "counts in a file" in finding.fix

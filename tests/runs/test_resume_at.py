@@ -127,3 +127,61 @@ def test_resuming_at_the_latest_gives_nothing_up(tmp_path: Path) -> None:
     run = resumed(tmp_path)[1]
     run.save(3, wait=True)
     assert run.steps() == [1, 2, 3]
+
+
+def no_best(tmp_path: Path, by: str, metrics: dict[int, dict[str, float]]) -> list[Any]:
+    """What the run, and the path `run@best`, say."""
+    keep = holdtrue.Keep(by=by)
+    run = holdtrue.Run(tmp_path / "run", keep=keep, value=[1])
+    for step, given in metrics.items():
+        run.save(step, given, wait=True)
+    said = []
+    for ask in (lambda: run.resume(at="best"), lambda: holdtrue.open(f"{run.path}@best")):
+        with pytest.raises(holdtrue.OpenError) as caught:
+            ask()
+        (finding,) = caught.value.report.errors
+        assert finding.code == "best-unknown"
+        said.append(finding)
+    assert said[0].command == "run.resume()"
+    return said
+
+
+def test_a_metric_that_is_nan_everywhere_is_said_to_be(tmp_path: Path) -> None:
+    nan = float("nan")
+    for finding in no_best(tmp_path, "loss", {1: {"loss": nan}, 2: {"loss": nan}, 3: {}}):
+        assert "NaN" in finding.why
+        assert "step 1: nan, step 2: nan; 1 more lacks it" in finding.why
+        assert "Keep(" not in finding.fix
+
+
+def test_a_metric_of_another_name_is_pointed_at(tmp_path: Path) -> None:
+    for finding in no_best(tmp_path, "loss", {1: {"acc": 0.5}}):
+        assert finding.why == "none has the metric 'loss'; they have 'acc'"
+        assert "Keep(by='acc')" in finding.fix
+        assert "best=1" not in finding.fix
+
+
+def test_one_later_step_comes_and_several_come(tmp_path: Path) -> None:
+    for later, text in (([8], "step 8 comes after it"), ([8, 9], "steps 8, 9 come after it")):
+        run = holdtrue.Run(tmp_path / str(len(later)), value=[1])
+        for step in (7, *later):
+            run.save(step, wait=True)
+        run.resume(at=7)
+        assert run.report is not None
+        assert text in run.report.findings[0].what
+
+
+def test_each_damaged_checkpoint_is_one_line_of_the_log(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    run = holdtrue.Run(tmp_path / "run", value=[1], weights=torch.ones(3))
+    for step in (1, 2, 3):
+        run.parts["weights"].fill_(step)
+        run.save(step, wait=True)
+    for place in (tmp_path / "run").glob("step-*/weights*"):
+        place.write_bytes(place.read_bytes()[:-1] + b"\xff")
+    with caplog.at_level("WARNING", "holdtrue"), pytest.raises(holdtrue.DamageError) as caught:
+        run.resume()
+    assert [r.getMessage().count("\n") for r in caplog.records] == [0, 0, 0]
+    assert "step 3 is passed over, it is damaged: " in caplog.text
+    assert "step-000000003" in str(caught.value)

@@ -33,13 +33,15 @@ def write_checkpoint(
     *,
     earlier: Earlier | None = None,
     cost: Cost | None = None,
+    waited: bool = False,
     began: float = 0.0,
     progress: Progress | None = None,
 ) -> Written:
     """Write, or link, and fsync everything in an empty directory. Raises OSError.
 
     The manifest gets the files and chunks. `began` is what `time.perf_counter` gave when the save
-    began; the cost then says how long it took until the data were durable.
+    began; the cost then says how long it took until the data were durable, which is the stall too
+    where the caller `waited` for it.
     """
     if any(file.name.startswith(f"{SOURCE}/") for file in files):
         (directory / SOURCE).mkdir()
@@ -51,7 +53,13 @@ def write_checkpoint(
     written = sum(file.nbytes for file in rest)
     if cost is not None:
         seconds = round(time.perf_counter() - began, 4)
-        cost = replace(cost, seconds=seconds, written=written, linked=len(linked.files))
+        cost = replace(
+            cost,
+            stall=seconds if waited else cost.stall,
+            seconds=seconds,
+            written=written,
+            linked=len(linked.files),
+        )
     manifest = replace(
         manifest,
         tensors=_placed(manifest, files, digests),

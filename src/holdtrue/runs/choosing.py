@@ -12,6 +12,7 @@ from holdtrue.findings import Finding
 from holdtrue.records.manifest import Manifest, Ranking
 from holdtrue.storage.commit import sync_directory
 from holdtrue.storage.locating import best_first
+from holdtrue.storage.unranked import no_best
 
 _log = logging.getLogger("holdtrue")
 
@@ -38,7 +39,7 @@ def candidates(
         said = ranking or next((m.ranking for _, m in reversed(readable) if m.ranking), None)
         order = best_first(readable, said) if said else []
         if found and not order:
-            raise fail(OpenError, f"{run}@best", _no_best(run, said))
+            raise fail(OpenError, f"{run}@best", no_best(run, readable, said, "run.resume()"))
         return [(step, found[step]) for step in order]
     try:
         step = -1 if isinstance(at, bool) else operator.index(at)  # NumPy's whole numbers too
@@ -74,11 +75,12 @@ def free_name(target: Path, word: str) -> Path:
 
 
 def steps_given_up(run: Path, step: int, doomed: list[int]) -> Finding:
+    come = "comes" if len(doomed) == 1 else "come"
     return Finding(
         code="later-steps-given-up",
         severity="warning",
         where=str(run),
-        what=f"step {step} was restored; {_listed(doomed)} come after it",
+        what=f"step {step} was restored; {_listed(doomed)} {come} after it",
         why="the training goes on from here another way: the next save renames those to "
         "abandoned-step-…, so that they are not taken for its latest or best",
         fix="goes on from the newest after all; or save into another run, to keep both",
@@ -95,18 +97,6 @@ def _no_step(run: Path, at: int, present: list[int]) -> Finding:
         why=f"it has {_listed(present)}" if present else "it has none at all",
         fix="resume at one of those" if present else "check the path; run.resume() begins at 0",
         command=f"run.resume(at={min(present, key=lambda s: abs(s - at))})" if present else "",
-    )
-
-
-def _no_best(run: Path, ranking: Ranking | None) -> Finding:
-    return Finding(
-        code="best-unknown",
-        severity="error",
-        where=str(run),
-        what="nothing says which checkpoint is best",
-        why=f"none has the metric {ranking.by!r}" if ranking else "no metric was named for it",
-        fix='name it, Keep(best=1, by="val_loss"), and give it to save: metrics={"val_loss": …}',
-        command="run.resume()",
     )
 
 

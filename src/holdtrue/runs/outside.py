@@ -25,6 +25,7 @@ from holdtrue.runs.held_state import (
     same,
     single,
 )
+from holdtrue.runs.hooks import hooks_of, hooks_of_all
 
 _MOST = 20_000  # objects that are looked at
 _BYTES = 256 << 20  # of tensors that are copied
@@ -125,6 +126,9 @@ class _Walk:
         for key, part in self.parts.items():
             at = f"run.parts['{key}']"
             todo.append((part, at, None if isinstance(part, nn.Module) else at))
+        for helds, hooks in self._hooks():
+            yield from helds
+            todo += hooks
         looked = 0
         while todo:
             value, path, group = todo.popleft()
@@ -138,6 +142,12 @@ class _Walk:
             yield from helds
             todo += children
 
+    def _hooks(self) -> Iterator[tuple[list[Held], list[_Found]]]:
+        """Those of the process, and of the parts' parameters, which are not looked into else."""
+        yield _opened(hooks_of_all())
+        for path, tensor in self.parameters.items():
+            yield _opened(hooks_of(tensor, path))
+
     def _see(self, value: Any) -> bool:
         if id(value) in self._seen:
             return False
@@ -148,7 +158,7 @@ class _Walk:
     def _open(self, value: Any, path: str, group: str | None) -> tuple[list[Held], list[_Found]]:
         """What an object holds of its own, and what it leads to."""
         if isinstance(value, types.FunctionType):
-            return _function(value, path, group)
+            return ([], []) if _is_left_alone(value) else _function(value, path, group)
         if isinstance(value, types.MethodType):
             owner = (value.__self__, f"{path}.__self__", group)
             return [], [(value.__func__, path, group), owner]
@@ -167,7 +177,7 @@ class _Walk:
             if is_installed(value):
                 return [], []
             return _namespace(value, path, group, _public(vars(value)))
-        if _top(type(value)) in _LEFT_ALONE:
+        if _is_left_alone(type(value)):
             return [], []
         if isinstance(value, Tensor):
             self._bytes += value.nbytes
@@ -177,8 +187,7 @@ class _Walk:
         return self._object(value, path, group)
 
     def _object(self, value: Any, path: str, group: str | None) -> tuple[list[Held], list[_Found]]:
-        helds: list[Held] = []
-        children: list[_Found] = []
+        helds, children = _opened(hooks_of(value, path))
         if any(part is value for part in self.parts.values()) and isinstance(
             value, torch.optim.Optimizer
         ):
@@ -202,6 +211,18 @@ class _Walk:
         if not is_installed(type(value)):
             children.append((type(value), f"type({path})", group))
         return helds, children
+
+
+def _opened(
+    found: Iterable[tuple[Held, list[tuple[Any, str]]]],
+) -> tuple[list[Held], list[_Found]]:
+    """Each hook stands for itself, whatever it hangs on."""
+    helds: list[Held] = []
+    children: list[_Found] = []
+    for held, hooks in found:
+        helds.append(held)
+        children += [(hook, at, _belongs(hook, at, None)) for hook, at in hooks]
+    return helds, children
 
 
 def _gradient(tensor: Tensor) -> tuple[Callable[[], dict[str, Any]], Callable[[str, Any], None]]:
@@ -348,5 +369,5 @@ def _items(value: Any) -> Iterator[tuple[str, Any]]:
             yield from ((".__reduce__()", item) for item in state[0])
 
 
-def _top(cls: type) -> str:
-    return str(getattr(cls, "__module__", "")).partition(".")[0]
+def _is_left_alone(item: Any) -> bool:
+    return str(getattr(item, "__module__", "")).partition(".")[0] in _LEFT_ALONE

@@ -128,8 +128,9 @@ def not_deterministic(deviation: Deviation, source: str, fix: str) -> Finding:
     why = (
         f"they depend on {source}: with that held still they repeat exactly"
         if source
-        else "all state that is in reach was put back, and it went another way; iterators, "
-        "other processes, files and the network are out of reach"
+        else "all state that is in reach was put back, and it went another way; it is none of the "
+        "clock, the system's entropy and threads, so something out of reach moves on: a file that "
+        "the step writes, an iterator, another process, the network"
     )
     return Finding(
         code="not-deterministic",

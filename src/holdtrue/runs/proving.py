@@ -177,11 +177,12 @@ class _Proof:
             return likely or [differs(control, why, _KEEP)]
         scope = getattr(getattr(self.train_step, "__func__", self.train_step), "__globals__", {})
         for source, (still, fix) in SOURCES.items():
-            if self._repeats(lambda still=still: still(scope)):  # type: ignore[misc]
+            held = self._repeats(lambda still=still: still(scope))  # type: ignore[misc]
+            # Steps that go another way a few times and then settle, whatever is held still, would
+            # put it down to whichever source was tried just then.
+            if held and not self._repeats(nullcontext):
                 return [not_deterministic(control, source, fix)]
-        return likely or [
-            not_deterministic(control, "", "make the step repeatable; prove it again")
-        ]
+        return likely or [not_deterministic(control, "", _OUT_OF_REACH)]
 
     def _in_a_fresh_process(self, factory: Any) -> tuple[list[Finding], list[str]]:
         try:
@@ -301,6 +302,10 @@ def _by_group(units: list[Unit]) -> dict[str, list[Unit]]:
 
 
 _KEEP = "keep what the training changes in a part of the run"
+_OUT_OF_REACH = (
+    "where the step counts in a file, a database or another process, take the step's number for "
+    "it, or keep the count in a part of the run; else make the step repeatable, and prove it again"
+)
 _DRAWN = (
     "give what draws there a generator of its own, e.g. DataLoader(…, generator=torch.Generator())"
 )

@@ -6,7 +6,9 @@ from pathlib import Path
 from typing import Any, Literal
 
 from msgspec import Struct
+from msgspec.structs import replace
 
+from holdtrue.checkpoint import Checkpoint
 from holdtrue.checkpoint import open as open_checkpoint
 from holdtrue.engine.telling import Tell
 from holdtrue.errors import DamageError, HoldtrueError, fail
@@ -44,7 +46,8 @@ def resume_first_whole(found: Iterable[tuple[int, Path]], restore: Restore) -> R
         except DamageError as error:
             if any(f.code in _NO_DAMAGE for f in error.report.findings):
                 raise
-            _log.warning("step %d is passed over, it is damaged:%s", step, error)
+            said = "; ".join(f.what for f in error.report.errors)
+            _log.warning("step %d is passed over, it is damaged: %s", step, said)
             passed.append(error)
             damaged.add(step)
             continue
@@ -60,11 +63,64 @@ def restore_parts(
     allow: tuple[str, ...],
     on_conflict: Literal["file", "code"] = "file",
     progress: Tell | None = None,
+    *,
+    gradients: bool = False,
 ) -> Restore:
     """A function that restores every part, and the random states, from a checkpoint."""
-    return lambda path: open_checkpoint(path).restore(
-        rng=True, allow=allow, on_conflict=on_conflict, progress=progress, **parts
+
+    def restore(path: Path) -> Report:
+        checkpoint = open_checkpoint(path)
+        done = checkpoint.restore(
+            rng=True, allow=allow, on_conflict=on_conflict, progress=progress, **parts
+        )
+        more = _compare_gradients(checkpoint, parts, gradients)
+        return replace(done, findings=(*done.findings, *more))
+
+    return restore
+
+
+def _compare_gradients(
+    checkpoint: Checkpoint, parts: Mapping[str, Any], kept_here: bool
+) -> list[Finding]:
+    """One note where the run keeps gradients and the checkpoint has none, or the reverse."""
+    saved = checkpoint.manifest.parts if checkpoint.manifest else {}
+    kept = {
+        name: record.state.get("gradients")
+        for name, record in saved.items()
+        if record.kind == "module" and name in parts
+    }
+    if kept_here and kept and all(gradients is None for gradients in kept.values()):
+        return [_gradients_differ(checkpoint.path, "without gradients", "gradients=True", _LACKING)]
+    if not kept_here and any(kept.values()):
+        return [_gradients_differ(checkpoint.path, "with gradients", "no gradients=True", _GIVEN)]
+    return []
+
+
+def _gradients_differ(path: Path, saved: str, here: str, said: tuple[str, str, str]) -> Finding:
+    what, why, fix = said
+    return Finding(
+        code="gradients-setting-differs",
+        severity="note",
+        where=str(path),
+        what=what,
+        why=why,
+        fix=fix,
+        saved=saved,
+        expected=here,
     )
+
+
+_LACKING = (
+    "the run keeps gradients, and this checkpoint has none",
+    "it was saved by a run without gradients=True: what had been accumulated between backward and "
+    "step then, if anything, is lost",
+    "none is needed where it was saved after optimizer.zero_grad()",
+)
+_GIVEN = (
+    "the gradients of the checkpoint were restored, and this run will not keep any",
+    "it was saved with gradients=True; the next save drops what is accumulated when it comes",
+    "Run(…, gradients=True), or save only after optimizer.zero_grad()",
+)
 
 
 def _half_there(path: Path) -> bool:

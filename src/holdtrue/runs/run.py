@@ -46,13 +46,13 @@ class Run:
     the first save; what a killed save left behind is cleared away here.
 
     A save goes on behind the training. A save that comes while the one before is in progress waits
-    for it, or is skipped with `busy="skip"`. With `verify="after"` each new checkpoint is read back
-    from the disk before older ones are removed. `gradients=True` keeps the gradients too, for saves
-    in the middle of an accumulation. With `overlap=True` the copy of parameters and
-    optimizer state goes on beside the next forward and backward pass; each `optimizer.step()` waits
-    for it. With `preemption=True`, SIGTERM and SIGUSR1 let the step in progress end; then the state
-    is saved and the process exits, see `stop_if_asked`. `progress` is told
-    how far a save or a resume is: bytes done and bytes in all, from any thread;
+    for it; with `busy="skip"` it is skipped, unless it has `wait=True`. With `verify="after"` each
+    new checkpoint is read back from the disk before older ones are removed. `gradients=True` keeps
+    the gradients too, for saves in the middle of an accumulation. With `overlap=True` the copy of
+    parameters and optimizer state goes on beside the next forward and backward pass; each
+    `optimizer.step()` waits for it. With `preemption=True`, SIGTERM and SIGUSR1 let the step in
+    progress end; then the state is saved and the process exits, see `stop_if_asked`. `progress` is
+    told how far a save or a resume is: bytes done and bytes in all, from any thread;
     `holdtrue.ProgressBar()` shows long ones.
     """
 
@@ -137,7 +137,7 @@ class Run:
             return Saving(step, target, skipped=True)
         if self.stop_asked:
             self.stop_if_asked(step, metrics)
-        if self.busy == "skip" and self._behind.busy:
+        if self.busy == "skip" and not wait and self._behind.busy:
             _log.warning("step %d is not saved: the save before is still in progress", step)
             return Saving(step, target, skipped=True)
         # In an atexit handler nobody waits for a thread any more.
@@ -168,11 +168,11 @@ class Run:
         earlier = self._shelf.earlier()
         if wait:
             saved = write(
-                prepared, prepared.sources, earlier=earlier, stall=0.0, progress=self.progress
+                prepared, prepared.sources, earlier=earlier, waited=True, progress=self.progress
             )
-            saving.stall = saved.seconds
             self._shelf.published(step, saved, self.keep, verify=self.verify is not None)
-            saving.end(saved)
+            saving.stall = time.perf_counter() - began
+            saving.end(replace(saved, stall=saving.stall))
             return saving
         places = self._staging.reserve(prepared.files)
         deferred = None
@@ -252,7 +252,9 @@ class Run:
         manifests = self._shelf.manifests() if at == "best" else {}
         asked = candidates(self.path, at, steps(self.path), manifests, self.keep.ranking)
         codes = (allow,) if isinstance(allow, str) else tuple(allow)
-        restore = restore_parts(self.parts, codes, on_conflict, self.progress)
+        restore = restore_parts(
+            self.parts, codes, on_conflict, self.progress, gradients=self.gradients
+        )
         self._shelf.damaged = frozenset()
         resumed = resume_first_whole(asked, restore)
         self._shelf.resumed(resumed)

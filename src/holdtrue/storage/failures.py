@@ -32,6 +32,8 @@ def not_written(target: Path, error: OSError, needed: int) -> SaveError:
     elif error.errno in (errno.EACCES, errno.EPERM):
         code, what = "permission-denied", "the directory may not be written to"
         fix = f"chmod u+rwx {target.absolute().parent}, or save somewhere else"
+    elif error.errno == errno.ENOENT and not target.absolute().parent.is_dir():
+        return fail(SaveError, str(target), _gone(target, error))
     elif isinstance(error, FileExistsError):
         return fail(SaveError, str(target), already_exists(target))
     elif error.errno == errno.ENOTDIR:
@@ -54,6 +56,20 @@ def not_written(target: Path, error: OSError, needed: int) -> SaveError:
             + ". What was saved before is unchanged",
             fix=fix,
         ),
+    )
+
+
+def _gone(target: Path, error: OSError) -> Finding:
+    home = target.absolute().parent
+    return Finding(
+        code="write-failed",
+        severity="error",
+        where=error.filename or str(target),
+        what="not saved: the directory disappeared during the save",
+        why=f"{home} was there when the save began, and somebody removed, renamed or unmounted it; "
+        "what was saved in it before is gone from here too",
+        fix="bring it back from where it is now, or save again: the directory is made anew",
+        command=f"ls -ld {quote(str(home))} {quote(str(home.parent))}",
     )
 
 

@@ -8,12 +8,12 @@ from pathlib import Path
 from typing import SupportsFloat
 
 from holdtrue.errors import HoldtrueError, OpenError, fail
-from holdtrue.findings import Finding
 from holdtrue.formats.checkpoint_directory import read_manifest
 from holdtrue.formats.source import inspect_path, refuse, unreachable
 from holdtrue.records.manifest import NAME, Manifest, Ranking
 from holdtrue.records.metrics import manifest_metrics
 from holdtrue.storage.commit import STAGING, may_list, put_aside
+from holdtrue.storage.unranked import no_best
 
 _STEP = re.compile(r"step-(\d{9,})\Z")
 Ranked = tuple[int, Manifest]
@@ -93,13 +93,13 @@ def _looks_ours(names: list[str]) -> bool:
 
 
 def metric(manifest: Manifest, name: str) -> float | None:
-    """A metric's value; None where it is absent, NaN or no number."""
+    """A metric's value; None where it is absent, NaN or no number that can be ranked."""
     value = manifest_metrics(manifest).get(name)
     if isinstance(value, bool) or not isinstance(value, SupportsFloat):
         return None
     try:
         number = float(value)
-    except (OverflowError, ValueError, TypeError):  # an integer of 400 digits, say
+    except (OverflowError, ValueError, TypeError):  # hundreds of digits, say
         return None
     return None if math.isnan(number) else number
 
@@ -153,18 +153,7 @@ def _best(run: Path, found: dict[int, Path]) -> int:
     order = best_first(manifests, ranking) if ranking else []
     if order:
         return order[0]
-    raise fail(
-        OpenError,
-        f"{run}@best",
-        Finding(
-            code="best-unknown",
-            severity="error",
-            where=str(run),
-            what="nothing says which checkpoint is best",
-            why=f"none has the metric {ranking.by!r}" if ranking else "no metric was named for it",
-            fix='Run(..., keep=Keep(best=1, by="val_loss")), and metrics={"val_loss": …} in save',
-        ),
-    )
+    raise fail(OpenError, f"{run}@best", no_best(run, manifests, ranking))
 
 
 def _interrupted(place: Path) -> OpenError:
