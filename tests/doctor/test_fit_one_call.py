@@ -39,7 +39,7 @@ def test_train_mode_is_right_beside_an_optimizer(tmp_path):
     assert "train-mode" not in codes(holdtrue.diagnose(path, model=model, optimizer=optimizer))
 
 
-def test_the_renaming_is_written_once(tmp_path):
+def test_the_renaming_is_written_where_it_mends_most_and_where_it_was_tried(tmp_path):
     model, target = fill(nn.Sequential()), net()
     model.body = fill(nn.Linear(3, 5))
     model.left_over = fill(nn.Linear(9, 9))
@@ -47,7 +47,10 @@ def test_the_renaming_is_written_once(tmp_path):
     torch.save(model.state_dict(), path)
     report = holdtrue.diagnose(path, model=target)
     assert codes(report, "error") == {"names-differ", "missing-keys", "unexpected-keys"}
-    (call,) = [command for _, command in commands(report) if "rename=" in command]
+    said = [(code, command) for code, command in commands(report) if "rename=" in command]
+    assert len(said) == 2
+    assert said[1][0] == "restore-call"
+    (call,) = {command for _, command in said}
     run(call, target)
     assert torch.equal(target[0].weight, model.body.weight)
 

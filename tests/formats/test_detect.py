@@ -340,7 +340,7 @@ DIRECTORIES = {
     ),
     "no checkpoint": ({"readme.md": b"hello"}, "directory-unknown", "readme.md"),
     "unfinished dcp": ({"__0_0.distcp": b"x"}, "save-unfinished", "writes .metadata last"),
-    "unpacked zip": ({"data.pkl": b"x", "version": b"3"}, "directory-unknown", "zip -0 -r"),
+    "unpacked zip": ({"data.pkl": b"x", "version": b"3"}, "archive-unpacked", "unpacked torch zip"),
     "deepspeed": (
         {"zero_pp_rank_0_mp_rank_00_optim_states.pt": b"x"},
         "foreign-format",

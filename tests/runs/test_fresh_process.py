@@ -21,6 +21,7 @@ def prove(tmp_path: Path, train_step: Any, parts: Any = None, **given: Any) -> h
     return holdtrue.prove_resume(run, train_step, 2, **given)
 
 
+@pytest.mark.slow
 def test_names_of_a_module(tmp_path: Path) -> None:
     report = prove(tmp_path, found_by_name.train_step)
     assert report == holdtrue.Report(subject=str(tmp_path / "run"))
@@ -33,6 +34,7 @@ def test_a_factory(tmp_path: Path) -> None:
     assert find_code(step, parts, found_by_name.make)["factory"] == "make"
 
 
+@pytest.mark.slow
 def test_what_is_done_after_a_resume_is_done_there_too(tmp_path: Path) -> None:
     parts = {**MODULE, "places": found_by_name.places}
     report = prove(tmp_path, found_by_name.by_place, parts, after_resume=found_by_name.begin)
@@ -90,7 +92,7 @@ PROVE = """
 """
 
 
-@pytest.mark.parametrize("guarded", [True, False])
+@pytest.mark.parametrize("guarded", [True, pytest.param(False, marks=pytest.mark.slow)])
 def test_a_script(guarded: bool, tmp_path: Path) -> None:
     body = textwrap.dedent(PROVE)
     if guarded:

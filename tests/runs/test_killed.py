@@ -20,7 +20,7 @@ pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="forks its train
 
 
 @pytest.mark.parametrize(
-    ("steps", "saves"), [(32, 200), pytest.param(60, 300, marks=pytest.mark.slow)], ids=str
+    ("steps", "saves"), [(40, 200), pytest.param(60, 300, marks=pytest.mark.slow)], ids=str
 )
 def test_killed_at_random_moments_it_ends_bit_equal(
     steps: int, saves: int, tmp_path: Path, figure: Any
