@@ -1,8 +1,9 @@
 """Ignite: killed and resumed."""
 
+import pytest
 from killing import needs, parts_that_differ, run_killed_and_again
 
-pytestmark = needs("ignite")
+pytestmark = [needs("ignite"), pytest.mark.slow]
 
 
 def test_a_killed_training_ends_with_the_same_bits(tmp_path, figure):

@@ -1,10 +1,11 @@
 """transformers' Trainer: killed and resumed, and what it cannot bring back itself."""
 
+import pytest
 from killing import needs, parts_that_differ, run_killed_and_again
 
 import holdtrue
 
-pytestmark = needs("transformers", "accelerate")
+pytestmark = [needs("transformers", "accelerate"), pytest.mark.slow]
 
 
 def test_a_killed_training_ends_with_the_same_bits(tmp_path, figure):

@@ -172,7 +172,9 @@ def test_the_next_ten_steps_are_the_same(tmp_path: Path, name: str, setting: str
         assert train(fresh, [other], 4) == expected, f"after {steps_before} steps of its own"
 
 
-@pytest.mark.parametrize("name", ["SGD", "Adam", "Adafactor", "LBFGS"])
+@pytest.mark.parametrize(
+    "name", ["SGD", "Adam", "Adafactor", pytest.param("LBFGS", marks=pytest.mark.slow)]
+)
 def test_without_the_model_state_goes_by_position(tmp_path: Path, name: str) -> None:
     model = model_for(name, 1)
     optimizer = build(name, "plain", model)

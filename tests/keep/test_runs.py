@@ -332,6 +332,7 @@ KILLED = """
 """
 
 
+@pytest.mark.slow
 def test_killed_saves_leave_every_finished_checkpoint_whole(tmp_path: Path) -> None:
     script = tmp_path / "train.py"
     script.write_text(textwrap.dedent(KILLED))

@@ -226,7 +226,7 @@ DISTRIBUTED = """
 """
 
 
-@pytest.mark.parametrize("world", [1, 2])
+@pytest.mark.parametrize("world", [pytest.param(1, marks=pytest.mark.slow), 2])
 def test_distributed_data_parallel_in_real_processes(world: int, tmp_path: Path) -> None:
     script = tmp_path / "train.py"
     script.write_text(textwrap.dedent(DISTRIBUTED))

@@ -302,7 +302,9 @@ def main(folder: Path, steps: int, seed: int) -> None:
             raise RuntimeError(f"{kind}: the undisturbed training failed")
         counts = live_and_die(kind, other, steps, random.Random(f"{seed} {kind}"))
         counts["saves begun"] = len((other / "losses").read_text().splitlines())
-        lasting = [p.name for p in (other / "run").iterdir() if not p.name.startswith("step-")]
+        names = [p.name for p in (other / "run").iterdir() if not p.name.startswith("step-")]
+        # One that was killed in its last breath leaves its lock, for the next writer to take over.
+        lasting = [name for name in names if name != ".lock"]
         said = {"different": differences(one, other), "left": lasting, **counts}
         print(json.dumps({"kind": kind, **said}), flush=True)
 

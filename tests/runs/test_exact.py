@@ -134,12 +134,12 @@ print(digest(*models))
     "body",
     [
         GAN,
-        ACCUMULATED,
+        pytest.param(ACCUMULATED, marks=pytest.mark.slow),
         SCALED,
-        THAWED,
-        LOADED.replace("WORKERS", "0"),
+        pytest.param(THAWED, marks=pytest.mark.slow),
+        pytest.param(LOADED.replace("WORKERS", "0"), marks=pytest.mark.slow),
         LOADED.replace("WORKERS", "2"),
-        STATEFUL.replace("WORKERS", "2"),
+        pytest.param(STATEFUL.replace("WORKERS", "2"), marks=pytest.mark.slow),
     ],
     ids=["gan", "accumulation", "scaler-ema", "thawed", "loader", "workers", "stateful-workers"],
 )

@@ -27,6 +27,7 @@ def test_names_of_a_module(tmp_path: Path) -> None:
     assert report == holdtrue.Report(subject=str(tmp_path / "run"))
 
 
+@pytest.mark.slow
 def test_a_factory(tmp_path: Path) -> None:
     parts, step = found_by_name.make()
     report = prove(tmp_path, step, parts, factory="found_by_name:make")
@@ -50,6 +51,7 @@ def test_attributes_of_a_named_object_are_found() -> None:
     assert job["parts"] == {"model": "trainer.net"}
 
 
+@pytest.mark.slow
 def test_what_differs_from_process_to_process(tmp_path: Path) -> None:
     (finding,) = prove(tmp_path, found_by_name.by_hash).findings
     assert finding.code == "resume-differs"

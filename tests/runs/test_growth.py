@@ -56,6 +56,7 @@ def measured(path: Path, mib: int, saves: int) -> list[dict[str, int]]:
     return list(json.loads(done.stdout))
 
 
+@pytest.mark.slow
 def test_a_save_behind_holds_the_state_once_and_gives_it_back(tmp_path: Path) -> None:
     before, *during, after = measured(tmp_path / "run", mib=192, saves=3)
     (first,) = during

@@ -37,7 +37,7 @@ def test_killed_at_random_moments_it_ends_bit_equal(
     assert {kind["kind"] for kind in told} == KINDS
     for kind in told:
         assert kind["different"] == [], f"seed {seed}: {kind}"
-        assert kind["left"] == [], f"seed {seed}: {kind}"  # no lock, and nothing half-written
+        assert kind["left"] == [], f"seed {seed}: {kind}"  # nothing half-written
     assert sum(kind.get("kills", 0) for kind in told) > 0
     assert sum(kind["saves begun"] for kind in told) >= saves
     assert next(kind for kind in told if kind["kind"] == "adapters")["files linked"] > 0
