@@ -354,6 +354,7 @@ class Run:
             saved = write(
                 prepared,
                 copies,
+                images=self._staging.images(prepared.files),
                 earlier=earlier,
                 stall=saving.stall,
                 staging=saving.staging,
