@@ -36,8 +36,11 @@ class NewFile:
         self._fd = os.open(path, flags, 0o666)
         self._moving = threading.Lock()  # of the file's position, where there is no pwrite
         try:
-            _reserve(self._fd, padded(nbytes) if direct else nbytes)
             self.direct = direct and self._go_direct()
+            if self.direct:  # buffered writes to blocks that are reserved take several times longer
+                _reserve(self._fd, padded(nbytes))
+            else:
+                os.truncate(self._fd, nbytes)
         except BaseException:
             os.close(self._fd)
             raise

@@ -87,7 +87,7 @@ def _write_window(job: _Job, progress: Progress | None) -> None:
             buffer[nbytes:size] = bytes(size - nbytes)
             job.file.write(buffer[:size], window.begin)
     if progress is not None:
-        progress(nbytes)
+        progress(sum(piece.end - piece.begin for piece in window.pieces))
 
 
 def batches(file: PlannedFile) -> Iterator[list[Placement]]:
