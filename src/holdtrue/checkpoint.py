@@ -133,6 +133,7 @@ class Checkpoint:
         probe: Any = False,
         source: Mapping[str, str] | None = None,
         on_conflict: Literal["file", "code"] = "file",
+        verify: Literal["first", "while"] = "first",
         progress: Tell | None = None,
         **targets: Any,
     ) -> Report:
@@ -148,7 +149,9 @@ class Checkpoint:
         told bytes done and bytes in all, from any thread; `holdtrue.ProgressBar()` shows them.
 
         Raises RestoreError when something does not fit, and DamageError when bytes on disk are not
-        those that were written; either way nothing has been changed.
+        those that were written; either way nothing has been changed. `verify="while"` reads every
+        byte once instead of twice, and compares it on its way into the target: damage is found just
+        the same, but the target is then partly overwritten, and the finding is `target-unusable`.
         """
         if find_spec("torch") is None:
             raise torch_missing("restore")
@@ -163,6 +166,8 @@ class Checkpoint:
         patterns = tuple(p for p in _several(only) if p)
         if on_conflict not in ("file", "code"):
             raise ValueError(f'on_conflict={on_conflict!r}: give "file" or "code"')
+        if verify not in ("first", "while"):
+            raise ValueError(f'verify={verify!r}: give "first" or "while"')
         resume = any(isinstance(t, Optimizer) for t in targets.values()) if rng is None else rng
         targets.pop(RNG, None)
         request = Request(
@@ -186,7 +191,7 @@ class Checkpoint:
         if self._manifest is None and any(f.severity == "error" for f in plan.findings):
             plan.findings = explained(request, planned)
         try:
-            done = apply(plan, str(self.path), progress)
+            done = apply(plan, str(self.path), progress, while_reading=verify == "while")
         except DamageError as error:
             untouched = all(f.code != "target-unusable" for f in error.report.findings)
             if untouched and self._was_replaced():

@@ -1,14 +1,23 @@
-"""Reads and verifies storages with several threads, in bounded memory."""
+"""Reads and verifies storages with several threads, in the order of the files, in bounded memory.
 
+Each file is opened once. Neighbouring small storages come with one read; a large one is read by
+several threads and hashed in order, while its bytes are still in the processor's cache.
+"""
+
+import threading
 from collections.abc import Callable, Iterable, Iterator
-from io import FileIO
+from contextlib import contextmanager
+from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import xxhash
 from msgspec import Struct
 
+from holdtrue.engine.buffers import PAGE, lease
+from holdtrue.engine.shared_file import SharedFile, copy
+from holdtrue.engine.spans import Fill, Into, Run, Section, flat, spans
 from holdtrue.engine.threads import in_threads
-from holdtrue.errors import DamageError, HoldtrueError, fail
 from holdtrue.findings import Finding
 from holdtrue.formats.checkpoint_directory import unreadable
 from holdtrue.formats.tensor_bytes import digest_mismatch
@@ -18,120 +27,192 @@ from holdtrue.limits import limits
 
 Progress = Callable[[int], None]  # told how many more bytes have been read
 
+__all__ = ["Fill", "Into", "Wrong", "fill", "verify_storages"]
 
-class Fill(Struct, frozen=True, eq=False):
-    """Where a storage's bytes go: straight into memory, or to a function that places them."""
+
+class Wrong(Struct, frozen=True, eq=False):
+    """A storage whose bytes are not those that were written, or cannot be read."""
 
     storage: Storage
-    into: memoryview | Callable[[memoryview], None]
+    error: OSError | None = None
 
 
-def verify_storages(storages: Iterable[Storage], progress: Progress | None = None) -> list[Finding]:
+def verify_storages(
+    storages: Iterable[Storage],
+    progress: Progress | None = None,
+    *,
+    past_cache: bool = True,
+) -> list[Finding]:
     """Read and compare every byte of the storages that have a digest or CRC; one finding for each
-    damaged one. Of storages without a proof only the presence of their bytes is checked."""
-    unique = {(s.file, s.offset, s.nbytes): s for s in storages}
-    digested = [s for s in unique.values() if s.digest and s.codec == "raw"]
-    batches = list(_batches(sorted(digested, key=lambda s: (s.file, s.offset))))
-    others = [s for s in unique.values() if not s.digest or s.codec != "raw"]
-    found = in_threads(lambda batch: _verify_batch(batch, progress), batches)
-    more = in_threads(lambda storage: check_storage(storage, progress), others)
-    return [f for findings in found for f in findings] + [f for f in more if f is not None]
+    damaged one. Of storages without a proof only the presence of their bytes is checked.
 
-
-def fill(fills: Iterable[Fill], progress: Progress | None = None) -> None:
-    """Read each storage into its place, hashing again on the way. Raises DamageError.
-
-    Called after `verify_storages`; a difference found only now means that the file was changed in
-    between.
+    What is not in the page cache is read past it, unless the same bytes are read again at once.
     """
-    in_threads(lambda item: _fill(item, progress), fills)
+    unique = {(s.file, s.offset, s.nbytes): s for s in storages}
+    digested = [Fill(s) for s in unique.values() if s.digest and s.codec == "raw"]
+    others = [s for s in unique.values() if not s.digest or s.codec != "raw"]
+    wrong = _read(digested, progress, past_cache=past_cache)
+    more = in_threads(lambda storage: check_storage(storage, progress), others)
+    found = [_damaged(one) for one in wrong]
+    distinct = {(f.code, f.where): f for f in found}
+    return [*distinct.values(), *(f for f in more if f is not None)]
 
 
-def _batches(storages: list[Storage]) -> Iterator[list[Storage]]:
-    batch: list[Storage] = []
-    filled = 0
-    for storage in storages:
-        neighbour = bool(batch) and storage.file == batch[-1].file
-        if batch and (not neighbour or filled + storage.nbytes > limits().chunk_bytes):
-            yield batch
-            batch, filled = [], 0
-        batch.append(storage)
-        filled += storage.nbytes
-    if batch:
-        yield batch
+def fill(
+    fills: Iterable[Fill],
+    progress: Progress | None = None,
+    *,
+    past_cache: bool = False,
+) -> list[Wrong]:
+    """Read each storage into its place, hashing it on the way; what turned out to be damaged.
+
+    All of it is read, also where something is found to be wrong. A function that places bytes gets
+    none that are wrong.
+    """
+    return _read(list(fills), progress, past_cache=past_cache)
 
 
-def _verify_batch(batch: list[Storage], progress: Progress | None) -> list[Finding]:
-    findings: list[Finding] = []
-    buffer = memoryview(bytearray(min(limits().chunk_bytes, max(s.nbytes for s in batch))))
+def _damaged(wrong: Wrong) -> Finding:
+    if wrong.error is None:
+        return digest_mismatch(wrong.storage)
+    return unreadable(Path(wrong.storage.file), wrong.error).report.findings[0]
+
+
+def _read(fills: list[Fill], progress: Progress | None, *, past_cache: bool) -> list[Wrong]:
+    jobs = list(spans(fills))
+    past_cache = past_cache and limits().direct_bytes > 0
+
+    def let_go(error: BaseException) -> None:
+        for job in jobs:
+            if isinstance(job, Section):
+                job.of.fail(error)
+
+    with _opened(jobs, past_cache=past_cache) as files:
+
+        def work(job: Run | Section) -> list[Wrong]:
+            with files.using(job.file) as file:
+                found = _section(job, file) if isinstance(job, Section) else _run(job, file)
+            if progress is not None:
+                progress(job.end - job.begin)
+            return found
+
+        results = in_threads(work, jobs, failed=let_go)
+    return [one for found in results for one in found]
+
+
+class _Files:
+    """Each file is open from its first job to its last: there may be more files than may be open
+    at once."""
+
+    def __init__(self, jobs: list[Run | Section], *, past_cache: bool) -> None:
+        self._past_cache = past_cache
+        self._left: dict[str, int] = {}
+        self._open: dict[str, SharedFile] = {}
+        self._lock = threading.Lock()
+        for job in jobs:
+            self._left[job.file] = self._left.get(job.file, 0) + 1
+
+    @contextmanager
+    def using(self, path: str) -> Iterator["SharedFile | OSError"]:
+        file: SharedFile | OSError
+        with self._lock:
+            try:
+                if path not in self._open:
+                    self._open[path] = SharedFile(path, past_cache=self._past_cache)
+                file = self._open[path]
+            except OSError as error:
+                file = error
+        try:
+            yield file
+        finally:
+            with self._lock:
+                self._left[path] -= 1
+                if not self._left[path] and path in self._open:
+                    self._open.pop(path).close()
+
+    def close(self) -> None:
+        for file in self._open.values():
+            file.close()
+
+
+@contextmanager
+def _opened(jobs: list[Run | Section], *, past_cache: bool) -> Iterator[_Files]:
+    files = _Files(jobs, past_cache=past_cache)
     try:
-        with Path(batch[0].file).open("rb", buffering=0) as file:
-            for storage in batch:
-                if _hash(file, storage, buffer) != storage.digest:
-                    findings.append(digest_mismatch(storage))
-                if progress:
-                    progress(storage.nbytes)
-    except OSError as error:
-        findings += unreadable(Path(batch[0].file), error).report.findings
-    return findings
+        yield files
+    finally:
+        files.close()
 
 
-def _hash(file: FileIO, storage: Storage, buffer: memoryview) -> str:
-    digest = xxhash.xxh3_128()
-    for part in _stream(file, storage, buffer):
-        digest.update(part)
-    return digest.hexdigest()
-
-
-def _stream(file: FileIO, storage: Storage, buffer: memoryview) -> Iterator[memoryview]:
-    """The bytes of a storage, piece by piece, in `buffer`. Ends early where the file does."""
-    file.seek(storage.offset)
-    left = storage.nbytes
-    while left:
-        got = file.readinto(buffer[: min(left, len(buffer))])
-        if not got:
-            return
-        yield buffer[:got]
-        left -= got
-
-
-def _fill(item: Fill, progress: Progress | None) -> None:
-    storage = item.storage
-    direct = isinstance(item.into, memoryview)
-    target = (
-        item.into if isinstance(item.into, memoryview) else memoryview(bytearray(storage.nbytes))
-    )
+def _run(job: Run, file: SharedFile | OSError) -> list[Wrong]:
+    if isinstance(file, OSError):
+        return [Wrong(f.storage, file) for f in job.fills]
     try:
-        digest = xxhash.xxh3_128()
-        done, step = 0, limits().chunk_bytes
-        with Path(storage.file).open("rb", buffering=0) as file:
-            file.seek(storage.offset)
-            while done < storage.nbytes:
-                got = file.readinto(target[done : min(done + step, storage.nbytes)])
-                if not got:
-                    break
-                digest.update(target[done : done + got])
-                done += got
-                if progress:
-                    progress(got)
+        if _scatter(job, file):
+            return [
+                Wrong(f.storage)
+                for f in job.fills
+                if xxhash.xxh3_128_hexdigest(f.into) != f.storage.digest  # type: ignore[arg-type]
+            ]
+        with lease(job.end - job.begin + 2 * PAGE) as buffer:
+            data = file.fetch(job.end - job.begin, job.begin, buffer)
+            return [f for f in (_take(fill, job.begin, data) for fill in job.fills) if f]
     except OSError as error:
-        raise _changed(storage, str(error)) from None
-    if storage.digest and digest.hexdigest() != storage.digest:
-        raise _changed(storage, "its digest was right a moment ago")
-    if not direct and callable(item.into):
-        item.into(target)
+        return [Wrong(f.storage, error) for f in job.fills]
 
 
-def _changed(storage: Storage, why: str) -> HoldtrueError:
-    return fail(
-        DamageError,
-        storage.file,
-        Finding(
-            code="target-unusable",
-            severity="error",
-            where=f"{storage.file}: {storage.key}",
-            what="the file changed while it was read; the target is now partly overwritten",
-            why=why,
-            fix="restore again from a checkpoint that nothing writes to, or build the target anew",
-        ),
-    )
+def _scatter(job: Run, file: SharedFile) -> bool:
+    """Straight into all the places at once, where the page cache has all of it."""
+    targets: list[Any] = []
+    for one in job.fills:
+        if one.into is None or callable(one.into):
+            return False
+        targets.append(one.into)
+    between = [
+        b.storage.offset - a.storage.offset - a.storage.nbytes for a, b in pairwise(job.fills)
+    ]
+    if any(between):
+        spaced = [targets[0]]
+        for gap, target in zip(between, targets[1:], strict=True):
+            spaced += [bytearray(gap), target] if gap else [target]
+        targets = spaced
+    return file.scatter(targets, job.end - job.begin, job.begin)
+
+
+def _take(one: Fill, begin: int, data: memoryview) -> Wrong | None:
+    storage, into = one.storage, one.into
+    first = storage.offset - begin
+    found = data[first : first + storage.nbytes]
+    if xxhash.xxh3_128_hexdigest(found) != storage.digest:
+        return Wrong(storage)
+    if callable(into):
+        into(found)
+    elif into is not None:
+        copy(flat(into), found)
+    return None
+
+
+def _section(job: Section, file: SharedFile | OSError) -> list[Wrong]:
+    large, nbytes = job.of, job.end - job.begin
+    if isinstance(file, OSError):
+        return [Wrong(large.storage, file)]
+    memory = large.memory()
+    with lease(nbytes + 2 * PAGE) as buffer:
+        error = None
+        try:
+            if memory is None:
+                data = file.fetch(nbytes, job.begin, buffer)
+            else:
+                first = job.begin - large.storage.offset
+                data = memory[first : first + nbytes]
+                data = data[: file.fill(data, job.begin, buffer)]
+        except OSError as raised:
+            data, error, large.unreadable = memoryview(b""), raised, True
+        right = large.hash(job, data)
+    if error is not None:
+        return [Wrong(large.storage, error)]
+    if right is False and not large.unreadable:
+        return [Wrong(large.storage)]
+    if right and large.place is not None and memory is not None:
+        large.place(memory)
+    return []

@@ -51,11 +51,22 @@ def resume_first_whole(found: Iterable[tuple[int, Path]], restore: Restore) -> R
             passed.append(error)
             damaged.add(step)
             continue
+        except HoldtrueError as error:  # it does not fit: nothing fills again what was overwritten
+            raise _unusable(passed) or error from None
         if passed:
             findings = [*_passed_over(passed), *report.findings]
             report = Report(subject=report.subject, findings=tuple(findings))
         return Resumed(step, report, frozenset(damaged))
-    return Resumed(None, None, frozenset(damaged), passed[0] if passed else None)
+    first = passed[0] if passed else None
+    return Resumed(None, None, frozenset(damaged), _unusable(passed) or first)
+
+
+def _unusable(passed: list[HoldtrueError]) -> HoldtrueError | None:
+    """The error of the checkpoint that left the target partly overwritten, if one did."""
+    for error in passed:
+        if any(f.code == "target-unusable" for f in error.report.findings):
+            return error
+    return None
 
 
 def restore_parts(
@@ -65,13 +76,19 @@ def restore_parts(
     progress: Tell | None = None,
     *,
     gradients: bool = False,
+    verify: Literal["first", "while"] = "first",
 ) -> Restore:
     """A function that restores every part, and the random states, from a checkpoint."""
 
     def restore(path: Path) -> Report:
         checkpoint = open_checkpoint(path)
         done = checkpoint.restore(
-            rng=True, allow=allow, on_conflict=on_conflict, progress=progress, **parts
+            rng=True,
+            allow=allow,
+            on_conflict=on_conflict,
+            verify=verify,
+            progress=progress,
+            **parts,
         )
         more = _compare_gradients(checkpoint, parts, gradients)
         return replace(done, findings=(*done.findings, *more))

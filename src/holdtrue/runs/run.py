@@ -233,6 +233,7 @@ class Run:
         *,
         on_conflict: Literal["file", "code"] = "file",
         allow: str | Iterable[str] = (),
+        verify: Literal["first", "while"] = "first",
     ) -> int:
         """Restore every part, and the random states, and return the next step.
 
@@ -242,7 +243,9 @@ class Run:
 
         Where settings differ, learning rates, weight decay, a schedule, batch sizes, those of the
         file are used, or with `on_conflict="code"` those of the code; the report says which.
-        `allow` accepts other differences by their finding codes, as in `Checkpoint.restore`.
+        `allow` accepts other differences by their finding codes, and `verify="while"` reads every
+        byte once only, both as in `Checkpoint.restore`. What a damaged checkpoint has overwritten
+        then is filled from the one before it; where there is none, the error is `target-unusable`.
 
         Raises RestoreError when the parts do not fit, OpenError when there is no such step, or one
         may not be read or needs a newer holdtrue, and DamageError when none that was asked for is
@@ -254,7 +257,12 @@ class Run:
         asked = candidates(self.path, at, steps(self.path), manifests, self.keep.ranking)
         codes = (allow,) if isinstance(allow, str) else tuple(allow)
         restore = restore_parts(
-            self.parts, codes, on_conflict, self.progress, gradients=self.gradients
+            self.parts,
+            codes,
+            on_conflict,
+            self.progress,
+            gradients=self.gradients,
+            verify=verify,
         )
         self._shelf.damaged = frozenset()
         resumed = resume_first_whole(asked, restore)

@@ -1,0 +1,145 @@
+"""What a reading reads, in the order in which it lies in the files: runs of small storages, each
+run in one read, and large storages in sections that several threads take."""
+
+import threading
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any, TypeAlias
+
+import xxhash
+from msgspec import Struct
+
+from holdtrue.formats.view import Storage
+from holdtrue.limits import MIB, limits
+from holdtrue.on_demand import npt
+from holdtrue.on_demand import numpy as np
+
+_MOST = 500  # storages of one run; a scattered read takes 1,024 pieces of memory, gaps included
+_STEP = 2 * MIB  # read and hashed while it is in the processor's cache
+GAP = 4096  # what lies between two storages of one run is read as well, and forgotten
+
+# Where bytes go: an array over the memory, or a function that places them.
+Into: TypeAlias = "npt.NDArray[Any] | Callable[[memoryview], None] | None"
+
+
+class Fill(Struct, frozen=True, eq=False):
+    """A storage that is read, and where its bytes go: straight into memory, to a function that
+    places them, or nowhere when they are only to be verified."""
+
+    storage: Storage
+    into: Into = None
+
+
+class Run(Struct, frozen=True, eq=False):
+    """Neighbours of one file, none over another."""
+
+    file: str
+    begin: int
+    end: int
+    fills: list[Fill]
+
+
+class Section(Struct, frozen=True, eq=False):
+    """A part of one large storage."""
+
+    file: str
+    begin: int  # in the file
+    end: int
+    turn: int
+    of: "Large"
+
+
+class Large:
+    """A storage that is read in sections, by several threads, and hashed in order."""
+
+    def __init__(self, fill: Fill) -> None:
+        self.storage = fill.storage
+        self.place = fill.into if callable(fill.into) else None
+        self.unreadable = False
+        self._into = None if callable(fill.into) else fill.into
+        self._memory: memoryview | None = None
+        self._turns = threading.Condition()
+        self._turn = 0
+        self._error: BaseException | None = None
+        self._digest = xxhash.xxh3_128()
+
+    def memory(self) -> memoryview | None:
+        """All of where the bytes go; None when they go nowhere."""
+        with self._turns:
+            if self._memory is None and self.place is not None:
+                self._memory = memoryview(bytearray(self.storage.nbytes))
+            elif self._memory is None and self._into is not None:
+                self._memory = flat(self._into)
+            return self._memory
+
+    def hash(self, section: Section, data: memoryview) -> bool | None:
+        """Add these bytes when those before them have been; at the end whether all were right."""
+        with self._turns:
+            self._turns.wait_for(lambda: self._turn == section.turn or self._error is not None)
+            if self._error is not None:
+                raise self._error
+        self._digest.update(data)
+        if section.end == self.storage.offset + self.storage.nbytes:
+            return self._digest.hexdigest() == self.storage.digest
+        with self._turns:
+            self._turn += 1
+            self._turns.notify_all()
+        return None
+
+    def fail(self, error: BaseException) -> None:
+        """Nobody waits for a turn any more; those who do raise the error."""
+        with self._turns:
+            self._error = self._error or error
+            self._turns.notify_all()
+
+
+def spans(fills: Iterable[Fill]) -> Iterator[Run | Section]:
+    """All of it by file and place in the file. Neighbours that are small share a span."""
+    step = _step()
+    run: list[Fill] = []
+    for fill in sorted(fills, key=_place):
+        storage = fill.storage
+        if run and not _follows(run, storage, step):
+            yield _run(run)
+            run = []
+        if storage.nbytes > step:
+            yield from _sections(fill, step)
+        else:
+            run.append(fill)
+    if run:
+        yield _run(run)
+
+
+def _step() -> int:
+    """Bytes of one read."""
+    return min(_STEP, limits().chunk_bytes)
+
+
+def flat(array: "npt.NDArray[Any]") -> memoryview:
+    """Its bytes in C order, as they lie in memory."""
+    return array.reshape(-1).view(np.uint8).data
+
+
+def _place(fill: Fill) -> tuple[str, int]:
+    return fill.storage.file, fill.storage.offset
+
+
+def _follows(run: Sequence[Fill], storage: Storage, step: int) -> bool:
+    last = run[-1].storage
+    return (
+        last.file == storage.file
+        and 0 <= storage.offset - last.offset - last.nbytes <= GAP
+        and storage.offset + storage.nbytes - run[0].storage.offset <= step
+        and len(run) < _MOST
+    )
+
+
+def _run(fills: list[Fill]) -> Run:
+    first, last = fills[0].storage, fills[-1].storage
+    return Run(first.file, first.offset, last.offset + last.nbytes, fills)
+
+
+def _sections(fill: Fill, step: int) -> Iterator[Section]:
+    storage, large = fill.storage, Large(fill)
+    for turn, at in enumerate(range(0, storage.nbytes, step)):
+        end = min(at + step, storage.nbytes)
+        yield Section(storage.file, storage.offset + at, storage.offset + end, turn, large)
