@@ -293,9 +293,9 @@ def test_ctrl_c_waits_until_the_target_is_whole(
     targets: dict[str, Any] = {"model": Net(), "vocabulary": Vocabulary()}
     real = getattr(apply, at)
 
-    def pressed(*given: Any) -> None:
+    def pressed(*given: Any, **named: Any) -> Any:
         signal.raise_signal(signal.SIGINT)
-        real(*given)
+        return real(*given, **named)
 
     monkeypatch.setattr(apply, at, pressed)
     before = signal.getsignal(signal.SIGINT)

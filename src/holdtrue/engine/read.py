@@ -4,6 +4,7 @@ Each file is opened once. Neighbouring small storages come with one read; a larg
 several threads and hashed in order, while its bytes are still in the processor's cache.
 """
 
+import os
 import threading
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
@@ -23,8 +24,9 @@ from holdtrue.formats.checkpoint_directory import unreadable
 from holdtrue.formats.tensor_bytes import digest_mismatch
 from holdtrue.formats.verifying import check_storage
 from holdtrue.formats.view import Storage
-from holdtrue.limits import limits
+from holdtrue.limits import limits, override
 
+_LOOKED_AT = 16
 Progress = Callable[[int], None]  # told how many more bytes have been read
 
 __all__ = ["Fill", "Into", "Wrong", "fill", "verify_storages"]
@@ -96,7 +98,10 @@ def _read(fills: list[Fill], progress: Progress | None, *, past_cache: bool) -> 
                 progress(job.end - job.begin)
             return found
 
-        results = in_threads(work, jobs, failed=let_go)
+        # Copying and hashing keep a processor busy; waiting for the disk does not.
+        few = min(limits().threads, os.cpu_count() or 1)
+        with override(threads=few if files.cached(jobs) else limits().threads):
+            results = in_threads(work, jobs, failed=let_go)
     return [one for found in results for one in found]
 
 
@@ -129,6 +134,22 @@ class _Files:
                 self._left[path] -= 1
                 if not self._left[path] and path in self._open:
                     self._open.pop(path).close()
+
+    def cached(self, jobs: list[Run | Section]) -> bool:
+        """Whether the page cache seems to have all of it; a few places are looked at."""
+        for job in jobs[:: max(1, len(jobs) // _LOOKED_AT)]:
+            try:
+                file = SharedFile(job.file, past_cache=False)
+            except OSError:
+                return False
+            try:
+                if not file.has(job.begin):
+                    return False
+            except OSError:  # is told by the one who reads there
+                return False
+            finally:
+                file.close()
+        return True
 
     def close(self) -> None:
         for file in self._open.values():

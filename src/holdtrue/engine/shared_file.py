@@ -42,6 +42,10 @@ class SharedFile:
         if self._direct_fd >= 0:
             os.close(self._direct_fd)
 
+    def has(self, offset: int) -> bool:
+        """Whether the page cache holds the byte at `offset`."""
+        return self._cached([bytearray(1)], offset) == 1
+
     def scatter(self, targets: "Sequence[Buffer]", nbytes: int, offset: int) -> bool:
         """Fill all the targets in one call out of the page cache; False where it lacks something,
         and then what they hold is undefined."""
