@@ -43,6 +43,8 @@ def windows(file: PlannedFile, size: int) -> list[Window]:
     """The file in windows of `size` bytes, the last one shorter."""
     cut = [Window(at, min(at + size, file.nbytes), []) for at in range(0, file.nbytes, size)]
     for placement in file.placements:
+        if not placement.nbytes:
+            continue
         first, last = placement.offset, placement.offset + placement.nbytes
         for turn, n in enumerate(range(first // size, -(-last // size))):
             window = cut[n]
@@ -50,6 +52,9 @@ def windows(file: PlannedFile, size: int) -> list[Window]:
             piece = Piece(begin - window.begin, end - window.begin, placement, begin - first, turn)
             window.pieces.append(piece)
     return cut
+
+
+_NOTHING = xxhash.xxh3_128_hexdigest(b"")
 
 
 class Filling:
@@ -60,7 +65,8 @@ class Filling:
     """
 
     def __init__(self, file: PlannedFile, sources: Mapping[str, Readable]) -> None:
-        self.digests: dict[str, str] = {}
+        # Of empty tensors too, which lie in no window.
+        self.digests = {p.key: _NOTHING for p in file.placements if not p.nbytes}
         self._head = memoryview(file.head)
         self._sources = sources
         self._open: dict[str, _Open] = {}
