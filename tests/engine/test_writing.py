@@ -182,10 +182,10 @@ def test_a_disk_that_fails_in_each_chunk(
         with override(chunk_bytes=1 << 13, threads=threads, direct_bytes=1):
             try:
                 done = write_files(place, files, sources)
-            except OSError as error:
-                assert error.errno == number
-            else:
                 break
+            except OSError as error:
+                said = error.errno
+        assert said == number
         failing += 1
     assert failing > 20
     check(place, files, sources, done)

@@ -5,6 +5,7 @@ depend on the number of threads. A tensor arrives in blocks, so that one that co
 never whole in memory.
 """
 
+import threading
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
@@ -64,7 +65,11 @@ def write_files(
             for filling in fillings:
                 filling.fail(error)
 
-        in_threads(lambda job: _write_window(job, progress), jobs, failed=let_go)
+        # While some write, others fill the next windows: all in step, the disk would wait for the
+        # processor and the processor for the disk.
+        in_flight = threading.Semaphore(limits().writes)
+        most = limits().threads + limits().writes
+        in_threads(lambda job: _write_window(job, in_flight, progress), jobs, let_go, most)
         in_threads(NewFile.sync, opened)
     finally:
         for made in opened:
@@ -73,19 +78,21 @@ def write_files(
     return FilesWritten(digests, next((f.refused for f in opened if f.refused), None))
 
 
-def _write_window(job: _Job, progress: Progress | None) -> None:
+def _write_window(job: _Job, in_flight: threading.Semaphore, progress: Progress | None) -> None:
     window, direct = job.window, job.file.direct
     nbytes = window.end - window.begin
     size = padded(nbytes) if direct else nbytes
     if job.image is not None:
         place = job.image[window.begin : window.begin + size]
         job.filling.fill(window, place, filled=True)
-        job.file.write(place, window.begin)
+        with in_flight:
+            job.file.write(place, window.begin)
     else:
         with lease(nbytes) as buffer:
             job.filling.fill(window, buffer)
             buffer[nbytes:size] = bytes(size - nbytes)
-            job.file.write(buffer[:size], window.begin)
+            with in_flight:
+                job.file.write(buffer[:size], window.begin)
     if progress is not None:
         progress(sum(piece.end - piece.begin for piece in window.pieces))
 
