@@ -1,12 +1,13 @@
 """The architecture record of a live model. Wrappers are looked through, as in `capture/module`."""
 
 import inspect
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import msgspec
 import torch
 from msgspec import Struct
+from msgspec.structs import replace
 from torch import Tensor, nn
 from torch.nn.modules.lazy import LazyModuleMixin
 
@@ -43,6 +44,10 @@ class CapturedArchitecture(Struct, frozen=True, eq=False):
 
     record: Architecture
     sources: dict[str, str]  # file name → text
+    # What the record was made from, beside the modules themselves.
+    classes: dict[type, Forward]
+    attributes: dict[type, set[str]]
+    environment: tuple[frozenset[str], frozenset[str]]
 
 
 def capture_architecture(model: nn.Module) -> CapturedArchitecture:
@@ -51,7 +56,8 @@ def capture_architecture(model: nn.Module) -> CapturedArchitecture:
     names: dict[int, list[str]] = {}
     for entry in entries(model):
         names.setdefault(id(entry.tensor), []).append(entry.name)
-    describing = _Describing(modules, names)
+    held = {identity: group[0] for identity, group in names.items()}
+    describing = _Describing(modules, held)
     positions: dict[bytes, int] = {}
     kinds: list[Kind] = []
     placed: dict[str, int] = {}
@@ -73,7 +79,42 @@ def capture_architecture(model: nn.Module) -> CapturedArchitecture:
         distributions=describing.distributions,
         files=tuple(sources),
     )
-    return CapturedArchitecture(record, sources)
+    return describing.captured(record, sources)
+
+
+def describe_again(
+    before: CapturedArchitecture,
+    modules: list[nn.Module],
+    held: Mapping[int, str],
+    odd: Iterable[int],
+) -> CapturedArchitecture | None:
+    """The record of modules that are proved to be as they were, but for the `odd` ones, and for
+    what classes and functions say, which is described anew. None where a module is another."""
+    paths = before.record.modules
+    if len(paths) != len(modules):
+        return None
+    describing = _Describing(list(zip(paths, modules, strict=True)), held)
+    if describing.attributes.environment != before.environment:  # which masks are put over texts
+        return None
+    if any(forward_of(cls) != forward for cls, forward in before.classes.items()):
+        return None
+    describing.know(before)
+    positions = tuple(paths.values()) if odd else ()
+    for place in sorted(odd):
+        kind = before.record.kinds[positions[place]]
+        if msgspec.json.encode(describing.kind(modules[place])) != msgspec.json.encode(kind):
+            return None
+    classes = describing.class_records()
+    sources = source_files(describing.code, describing.defined)
+    record = replace(
+        before.record,
+        classes=classes,
+        functions=describing.code.functions,
+        objects=tuple(describing.attributes.objects),
+        distributions=describing.distributions,
+        files=tuple(sources),
+    )
+    return describing.captured(record, sources)
 
 
 def describe_tensors(model: nn.Module) -> Architecture:
@@ -89,20 +130,27 @@ def describe_tensors(model: nn.Module) -> Architecture:
 class _Describing:
     """What is gathered while the modules of one model are gone through."""
 
-    def __init__(
-        self, modules: list[tuple[str, nn.Module]], names: Mapping[int, list[str]]
-    ) -> None:
+    def __init__(self, modules: list[tuple[str, nn.Module]], held: Mapping[int, str]) -> None:
         self.code = SourceCode()
         paths: dict[int, str] = {}
         for path, module in modules:
             paths.setdefault(id(module), path)
-        held = {identity: group[0] for identity, group in names.items()}
         self.attributes = Attributes(self.code, paths, held)
         self.code.describe = self.attributes.node
         self.distributions: dict[str, str] = {}
         self.defined: dict[type, Any] = {}  # user classes → their definitions
         self._classes: dict[type, Forward] = {}
         self._attribute_names: dict[type, set[str]] = {}
+
+    def know(self, before: CapturedArchitecture) -> None:
+        """Take over which classes there are, and which attributes their modules have."""
+        self._classes.update(before.classes)
+        self._attribute_names.update({c: set(names) for c, names in before.attributes.items()})
+
+    def captured(self, record: Architecture, sources: dict[str, str]) -> CapturedArchitecture:
+        return CapturedArchitecture(
+            record, sources, self._classes, self._attribute_names, self.attributes.environment
+        )
 
     def kind(self, module: nn.Module) -> Kind:
         cls = plain_class(type(module))
