@@ -3,20 +3,18 @@
 Kept from save to save: touching fresh memory costs ten times what copying into it does.
 """
 
-import mmap
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 
 import numpy as np
 from msgspec import Struct
 
+from holdtrue.engine.buffers import anonymous, padded
 from holdtrue.engine.layout import Placement, PlannedFile
 from holdtrue.engine.threads import in_threads
-from holdtrue.engine.write import Readable, batches, check_size
-from holdtrue.limits import MIB, limits
-
-_ALIGN = 4096  # a page: each file begins on one, so that it may be written past the page cache
-_HUGE = 2 * MIB
+from holdtrue.engine.windows import Readable, check_size
+from holdtrue.engine.write import batches
+from holdtrue.limits import limits
 
 # Copies sources that lie one behind the other in one call, where it can; True where it did.
 Together = Callable[[list[Readable], memoryview], bool]
@@ -48,6 +46,13 @@ class Places(Struct, frozen=True, eq=False):
         """Tensor key → its copy."""
         return {p.key: Staged(self.of(f, p, p)) for f in files for p in f.placements}
 
+    def images(self, files: list[PlannedFile]) -> dict[str, memoryview]:
+        """File name → all of the memory that is for it, in whole pages."""
+        starts = self.starts
+        return {
+            f.name: self.memory[starts[f.name] : starts[f.name] + padded(f.nbytes)] for f in files
+        }
+
 
 class Staging:
     """A buffer that grows to the largest state it was given, and is used again for the next."""
@@ -65,10 +70,10 @@ class Staging:
         starts, size = {}, 0
         for file in files:
             starts[file.name] = size
-            size += -(-file.nbytes // _ALIGN) * _ALIGN
+            size += padded(file.nbytes)
         if size > len(self._buffer):
             self._buffer = memoryview(b"")  # first: the old and the new are never held together
-            self._buffer = _anonymous(-(-size // _HUGE) * _HUGE)
+            self._buffer = anonymous(size)
         return Places(self._buffer, starts)
 
 
@@ -146,14 +151,3 @@ def _cut(placement: Placement, source: Readable, place: memoryview) -> list[Call
 
 def _copy_piece(target: memoryview, piece: memoryview) -> None:
     np.copyto(np.frombuffer(target, np.uint8), np.frombuffer(piece, np.uint8))  # without the GIL
-
-
-def _anonymous(nbytes: int) -> memoryview:
-    """Fresh memory in large pages where the system has them: a fault for 2 MiB, not for 4 KiB."""
-    if not hasattr(mmap, "MAP_ANONYMOUS"):
-        return memoryview(mmap.mmap(-1, nbytes))
-    # Private: Python's default is shared memory, which gets no large pages.
-    memory = mmap.mmap(-1, nbytes, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
-    if hasattr(mmap, "MADV_HUGEPAGE"):
-        memory.madvise(mmap.MADV_HUGEPAGE)
-    return memoryview(memory)

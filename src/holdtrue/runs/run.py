@@ -16,6 +16,7 @@ from msgspec.structs import replace
 from holdtrue.capture.together import copy_together
 from holdtrue.checkpoint import Checkpoint
 from holdtrue.checkpoint import open as open_checkpoint
+from holdtrue.doctor.amounts import counted
 from holdtrue.engine.linking import Earlier
 from holdtrue.engine.staging import Places, Staging, copy_in
 from holdtrue.engine.telling import Tell
@@ -98,7 +99,7 @@ class Run:
         self._preemption = Preemption() if preemption else None
 
     def __repr__(self) -> str:
-        return f"<run {self.path}: {len(steps(self.path))} checkpoints>"
+        return f"<run {self.path}: {counted(len(steps(self.path)), 'checkpoint')}>"
 
     def __enter__(self) -> Self:
         return self
@@ -358,6 +359,7 @@ class Run:
             saved = write(
                 prepared,
                 places.copies(prepared.files),
+                images=places.images(prepared.files),
                 earlier=earlier,
                 stall=saving.stall,
                 staging=saving.staging,
