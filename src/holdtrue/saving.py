@@ -12,6 +12,7 @@ from typing import Any
 from msgspec import Struct
 
 from holdtrue.capture.before import CapturedBefore, remember
+from holdtrue.capture.collection import put_off
 from holdtrue.capture.environment import environment
 from holdtrue.capture.metrics import capture_metrics
 from holdtrue.capture.parts import RNG, Captured, capture
@@ -132,18 +133,20 @@ def prepare(
     if before is not None and before.limits != limits():
         before = None
     metrics_node, odd = _checked(target, parts, metrics, overwrite, aside)
-    captured = capture(
-        parts, probe, gradients=gradients, before=before.captured if before else None
-    )
+    with put_off():
+        captured = capture(
+            parts, probe, gradients=gradients, before=before.captured if before else None
+        )
     findings = [*captured.findings, *odd]
     if any(f.severity == "error" for f in findings):
         raise SaveError(report(str(target), findings))
-    laid_out = {
-        part: before.files[part]
-        if before is not None and part in captured.again
-        else lay_out(captured.tensors, own)
-        for part, own in captured.by_part.items()
-    }
+    with put_off():
+        laid_out = {
+            part: before.files[part]
+            if before is not None and part in captured.again
+            else lay_out(captured.tensors, own)
+            for part, own in captured.by_part.items()
+        }
     files = [file for own in laid_out.values() for file in own]
     for name, text in captured.texts.items():
         raw = text.encode("utf-8", "backslashreplace")

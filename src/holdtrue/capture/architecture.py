@@ -15,7 +15,7 @@ from holdtrue.capture.attributes import Attributes
 from holdtrue.capture.definitions import class_definition, file_name
 from holdtrue.capture.forward_code import Forward, forward_of, state_names
 from holdtrue.capture.installed import distribution_of, is_installed
-from holdtrue.capture.module import entries, names_of_own_state, walk
+from holdtrue.capture.module import entries, has_getstate, names_of_own_state, walk
 from holdtrue.capture.raw import dtype_name
 from holdtrue.capture.source_code import SourceCode
 from holdtrue.capture.source_files import source_files
@@ -61,11 +61,17 @@ def capture_architecture(model: nn.Module) -> CapturedArchitecture:
     positions: dict[bytes, int] = {}
     kinds: list[Kind] = []
     placed: dict[str, int] = {}
+    alike: dict[Any, int] = {}  # what plain modules consist of → their kind
     for path, module in modules:
-        kind = describing.kind(module)
-        position = positions.setdefault(msgspec.json.encode(kind), len(kinds))
-        if position == len(kinds):
-            kinds.append(kind)
+        look = _plain_look(module)
+        position = alike.get(look) if look is not None else None
+        if position is None:
+            kind = describing.kind(module)
+            position = positions.setdefault(msgspec.json.encode(kind), len(kinds))
+            if position == len(kinds):
+                kinds.append(kind)
+            if look is not None and not has_getstate(module):
+                alike[look] = position
         placed[path] = position
     classes = describing.class_records()
     sources = source_files(describing.code, describing.defined)
@@ -115,6 +121,43 @@ def describe_again(
         files=tuple(sources),
     )
     return describing.captured(record, sources)
+
+
+_FEW = 8  # tensors of one module, or items of one of its attributes
+
+
+def _plain_look(module: nn.Module) -> tuple[Any, ...] | None:
+    """All that a module's kind is made of, so that of many that are alike one is described; None
+    for a module that holds more than a few plain values and tensors."""
+    own = vars(module)
+    tensors = {**own["_parameters"], **own["_buffers"]}
+    odd = "parametrizations" in own["_modules"] or any(own.get(hooks) for hooks in _HOOKS)
+    if odd or len(tensors) > _FEW:
+        return None
+    look: list[Any] = [type(module), module.training, len(own["_parameters"])]
+    for name, value in own.items():
+        if name in _INTERNALS:
+            continue
+        kind = type(value)
+        if kind is tuple or kind is list:
+            if len(value) > _FEW or not all(type(v) is int for v in value):
+                return None
+            look.append((name, kind, tuple(value)))
+        elif kind is float:
+            look.append((name, kind, value.hex()))  # 0.0 is not -0.0
+        elif value is None or kind is bool or kind is int or kind is str:
+            look.append((name, kind, value))
+        else:
+            return None
+    apart = own["_non_persistent_buffers_set"]
+    for name, tensor in tensors.items():
+        if tensor is None:
+            look.append((name, None))
+        elif type(tensor) is Tensor or type(tensor) is nn.Parameter:
+            look.append((name, tensor.dtype, tensor.shape, tensor.requires_grad, name in apart))
+        else:
+            return None
+    return tuple(look)
 
 
 def describe_tensors(model: nn.Module) -> Architecture:

@@ -5,7 +5,6 @@ from collections.abc import Callable, Iterator
 from functools import lru_cache
 from typing import Any
 
-import numpy as np
 import torch
 from msgspec import Struct
 from msgspec.structs import replace
@@ -97,7 +96,7 @@ def add_tensor(
     memory = _memory(tensor)
     if memory in into.known:
         return into.known[memory]
-    key = _free_key(into, name)
+    key = free_key(into, name)
     into.known[memory] = key
     into.held.append(tensor)
     problem = _record(into, tensor, key, persistent, encode)
@@ -138,7 +137,7 @@ def _add_common(into: TensorSet, tensor: Tensor, name: str, persistent: bool) ->
     memory = (storage, device, tensor.dtype, first, shape, stride, False, False)
     if memory in into.known:
         return into.known[memory]
-    key = into.known[memory] = _free_key(into, name)
+    key = into.known[memory] = free_key(into, name)
     into.held.append(tensor)
     into.records[key] = TensorRecord(
         dtype=row.name,
@@ -154,38 +153,6 @@ def _add_common(into: TensorSet, tensor: Tensor, name: str, persistent: bool) ->
     into.spans.setdefault((storage, tensor.dtype), []).append((first, first + count, key))
     into.strides[key] = stride
     return key
-
-
-def add_array(into: TensorSet, array: np.ndarray[Any, Any], name: str) -> str:
-    """Record a NumPy array (no object dtype) and return its key."""
-    memory = ("numpy", id(array))
-    if memory in into.known:
-        return into.known[memory]
-    key = _free_key(into, name)
-    into.known[memory] = key
-    into.held.append(array)
-    native = array.dtype.str  # of a structured one, its width; the value node has the fields
-    torch_name = next((d.name for d in DTYPES.values() if d.numpy == native), None)
-    row = DTYPES[torch_name] if torch_name else None
-    code, shape = (row.code, array.shape + row.trailing) if row else ("U8", (array.nbytes,))
-    into.records[key] = TensorRecord(
-        dtype=torch_name or "uint8",
-        shape=array.shape,
-        numpy=native,
-        stride=_fortran(array),
-    )
-
-    def read() -> memoryview:
-        return np.ascontiguousarray(array).reshape(-1).view(np.uint8).data
-
-    into.sources[key] = Source(code, shape, array.nbytes, read=read)
-    return key
-
-
-def _fortran(array: np.ndarray[Any, Any]) -> tuple[int, ...] | None:
-    if array.flags.c_contiguous or not array.flags.f_contiguous:
-        return None
-    return tuple(reversed(contiguous_stride(tuple(reversed(array.shape)))))
 
 
 def finish(into: TensorSet) -> None:
@@ -214,7 +181,8 @@ def _memory(tensor: Tensor) -> tuple[Any, ...]:
     return ("object", id(tensor))
 
 
-def _free_key(into: TensorSet, name: str) -> str:
+def free_key(into: TensorSet, name: str) -> str:
+    """The key that a tensor of this name gets, another one where it is taken."""
     name = name or into.part  # a part that is one tensor
     # Lone surrogates have no place in JSON, and safetensors keeps one name for itself.
     if not name.isascii():
