@@ -5,11 +5,11 @@ The whole header is checked before any of it is used, by the rules of the refere
 dtype × shape, the data fully covered.
 """
 
-import json
 import struct
 from collections.abc import Iterable
 from typing import Any
 
+import msgspec
 from msgspec import Struct
 
 from holdtrue.errors import DamageError, fail
@@ -19,7 +19,7 @@ from holdtrue.limits import limits
 from holdtrue.records.dtypes import SAFETENSORS, product
 
 
-class Entry(Struct, frozen=True):
+class Entry(Struct, frozen=True, gc=False):
     """One stored tensor; `begin` and `end` are bytes from the end of the header."""
 
     name: str
@@ -48,7 +48,7 @@ def build_header(tensors: Iterable[tuple[str, str, tuple[int, ...], int]], metad
         entries[name] = Entry(name, code, shape, offset, offset + nbytes)
         body[name] = {"dtype": code, "shape": shape, "data_offsets": (offset, offset + nbytes)}
         offset += nbytes
-    text = json.dumps(body, separators=(",", ":"), ensure_ascii=False).encode("utf-8")
+    text = msgspec.json.encode(body)
     text += b" " * (-(8 + len(text)) % align)
     return struct.pack("<Q", len(text)) + text, entries
 
