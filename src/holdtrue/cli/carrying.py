@@ -5,18 +5,10 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-<<<<<<< HEAD
-from holdtrue.cli.render import counted, show_json, size, stdout, styled_finding
-from holdtrue.doctor.convert import Converted
-from holdtrue.doctor.destination import KINDS, title
-from holdtrue.findings import report_to_builtins, summary
-from holdtrue.limits import MIB
-=======
 from holdtrue.doctor.kinds import KINDS, title
 
 if TYPE_CHECKING:
     from holdtrue.doctor.convert import Converted
->>>>>>> startup
 
 _Command = TypeVar("_Command", bound=Callable[..., Any])
 
@@ -52,7 +44,7 @@ def show(made: "Converted", json: bool) -> None:
     """What was written and what was not, on stdout."""
     from rich.text import Text
 
-    from holdtrue.cli.render import show_json, size, stdout, styled_finding
+    from holdtrue.cli.render import counted, show_json, size, stdout, styled_finding
     from holdtrue.findings import report_to_builtins, summary
 
     if json:
