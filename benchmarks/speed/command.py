@@ -3,6 +3,7 @@
 import argparse
 import os
 import shlex
+import signal
 import sys
 import tempfile
 import time
@@ -51,6 +52,8 @@ _QUICK, _QUICK_PARTS = ("128MiB",), ("save", "restore", "stall", "fresh", "start
 
 def main(arguments: Sequence[str] | None = None) -> Results:
     """Runs what was asked for and shows it."""
+    if arguments is None:  # ended from outside: files are removed then too
+        signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     given = sys.argv[1:] if arguments is None else list(arguments)
     asked = _asked(given)
     console = Console(width=None if sys.stdout.isatty() else 140)
@@ -83,6 +86,7 @@ def _asked(given: Sequence[str]) -> argparse.Namespace:
     options.add_argument("--quick", action="store_true", help="small states: a look, not a figure")
     options.add_argument("--no-peers", action="store_true", help="torch.save and safetensors only")
     options.add_argument("--dir", help="where files are written; on the disk that is asked about")
+    options.add_argument("--gentle", action="store_true", help="drop nobody else's page cache")
     options.add_argument("--write", action="store_true", help="write JSON, chart and page")
     options.add_argument("--results", default=str(page.RESULTS), help="the folder for --write")
     asked = options.parse_args(given)
@@ -103,6 +107,7 @@ def _asked(given: Sequence[str]) -> argparse.Namespace:
 
 def _run(asked: argparse.Namespace, folder: Path, command: str) -> Results:
     began = time.perf_counter()
+    files.only_its_own(asked.gentle)
     date = datetime.now(UTC).date().isoformat()
     found = results.begin(command, asked.rounds, files.how_dropped(), folder, date)
     taking_part, found.measured.absent = everyone.contenders(all_peers=not asked.no_peers)

@@ -23,7 +23,7 @@ SAVE, LOAD, BEHIND, GROWTH = (
     "memory of a save behind, MiB",
     "memory that saves behind grow by, MiB",
 )
-_SELF = "benchmarks.speed.memory"
+_SELF, _ROOT = "benchmarks.speed.memory", Path(__file__).parents[2]
 
 
 def run(state: str, names: list[str], rounds: int, folder: Path, into: Measured, say: Say) -> None:
@@ -44,7 +44,7 @@ def run(state: str, names: list[str], rounds: int, folder: Path, into: Measured,
 
 def _in_a_process(state: str, name: str, place: Path) -> list[tuple[str, str, float]]:
     command = [sys.executable, "-m", _SELF, state, name, str(place)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=_ROOT)
     if done.returncode:
         raise RuntimeError(done.stderr)
     return [tuple(row) for row in json.loads(done.stdout.splitlines()[-1])]

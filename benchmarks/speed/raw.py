@@ -101,7 +101,7 @@ def _written(
 ) -> float:
     path = folder / "raw"
     path.unlink(missing_ok=True)
-    os.sync()
+    files.sync_folder(folder)
     size = len(arena) if direct else nbytes  # O_DIRECT takes whole pages
     began = time.perf_counter()
     descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | (os.O_DIRECT if direct else 0))
