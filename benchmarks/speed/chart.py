@@ -38,7 +38,7 @@ def svg(results: Results) -> str:
             16,
             64,
             "Shorter is faster. Red line: what the machine can do with the same bytes. "
-            "Thin line: the middle half of the rounds.",
+            "Thin line: the middle half of the rounds. Bars with a cut are longer.",
             size=11,
             fill="#666",
         ),

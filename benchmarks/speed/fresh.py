@@ -4,7 +4,6 @@ Of the model alone, without its optimizer: that is what `build` and a mapped `lo
 """
 
 import gc
-import inspect
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -15,12 +14,11 @@ from safetensors.torch import load_file, save_file
 import holdtrue
 from benchmarks.speed import files, raw
 from benchmarks.speed.measured import Measured
+from benchmarks.speed.ours import BUILD, MAPPED
 from benchmarks.speed.rounds import Say, said
 from benchmarks.speed.states import Gpt, State
 
 FRESH = "fresh load of the model, warm"
-BUILD = "holdtrue build"
-MAPPED = "holdtrue build(mapped=True)"
 SAFETENSORS = "safetensors load_file, mapped, assign"
 TORCH = "torch.load(mmap=True), assign"
 COPIED = "safetensors load_file, copy_ into a new model"
@@ -39,8 +37,7 @@ def run(state: State, rounds: int, folder: Path, into: Measured, say: Say) -> No
         for tensor in weights.values():
             file.write(memoryview(tensor.detach().numpy()).cast("B"))
     ways = _ways(model, folder)
-    if "mapped" not in inspect.signature(holdtrue.Checkpoint.build).parameters:
-        into.absent[MAPPED] = "Checkpoint.build takes no mapped= in this version"
+    if MAPPED in into.absent:
         ways.pop(MAPPED)
     for number in range(-1, rounds):  # one that does not count
         files.make_warm(folder)

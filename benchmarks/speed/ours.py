@@ -11,6 +11,7 @@ from benchmarks.speed.states import State
 SAVE = "holdtrue"
 VERIFIED = "holdtrue restore"
 WHILE = 'holdtrue restore(verify="while")'
+BUILD, MAPPED = "holdtrue build", "holdtrue build(mapped=True)"
 PLAIN = "holdtrue Run.save"
 OVERLAP = "holdtrue Run.save, overlap=True"
 _PLACE = "checkpoint"
@@ -62,6 +63,8 @@ def contender() -> tuple[Contender, dict[str, str]]:
         loads.append(Load(WHILE, restore_while, "xxh3-128, in the same pass"))
     else:
         absent[WHILE] = "Checkpoint.restore takes no verify= in this version"
+    if not has("build", "mapped"):
+        absent[MAPPED] = "Checkpoint.build takes no mapped= in this version"
     found = Contender(
         name=SAVE,
         version="holdtrue",

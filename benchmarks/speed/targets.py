@@ -9,6 +9,7 @@ from benchmarks.speed import behind, everyone, fresh, memory, ours, peers, raw, 
 from benchmarks.speed.measured import Measured, paired
 from benchmarks.speed.rounds import COLD, DURABLE, STALL, WARM
 
+GROWTH = "growth"
 LARGE, LARGER, MANY, MORE = "1 GiB", "4 GiB", "5000 x 10 KB", "20000 x 10 KB"
 
 
@@ -171,6 +172,13 @@ def _share_of_dcp(measured: Measured, state: str) -> Value | None:
     return Value(statistics.median(mine.values()) / below, peers.DCP_ASYNC) if below > 0 else None
 
 
+def _steepest(measured: Measured, state: str) -> Value | None:
+    """Of everything that `growth` measures; 1 is a straight line, 2 is quadratic."""
+    known = measured.values[state].get("exponent", {})
+    steep = [(measured.median(state, "exponent", name) or 0.0, name) for name in known]
+    return Value(*max(steep)) if steep else None
+
+
 def _all() -> list[Target]:
     found: list[Target] = []
 
@@ -229,14 +237,14 @@ def _all() -> list[Target]:
         "build(mapped=True), warm: over safetensors' mapped load_file",
         LARGE,
         1.2,
-        _ratio(fresh.FRESH, fresh.MAPPED, fresh.SAFETENSORS),
-        needs=fresh.MAPPED,
+        _ratio(fresh.FRESH, ours.MAPPED, fresh.SAFETENSORS),
+        needs=ours.MAPPED,
     )
     add(
         "build, warm: over a read into fresh memory",
         LARGE,
         1.5,
-        _ratio(fresh.FRESH, fresh.BUILD, raw.FRESH),
+        _ratio(fresh.FRESH, ours.BUILD, raw.FRESH),
     )
     for role, times in ((MANY, 1), (MORE, 4)):
         name = "save, durable: time over the fastest raw write"
@@ -247,6 +255,13 @@ def _all() -> list[Target]:
     add("memory added by a save behind: of the state", LARGE, 1.06, _of_the_state)
     startup_value = _median(startup.START, startup.IMPORT, 1000)
     add("import holdtrue, without torch", startup.STATE, 60, startup_value, "ms")
+    # By `python -m benchmarks growth`, a run of its own.
+    add(
+        "growth with bytes, tensors and checkpoints: steepest exponent",
+        GROWTH,
+        1.15,
+        _steepest,
+    )
     add("holdtrue --help", startup.STATE, 120, _median(startup.START, startup.HELP, 1000), "ms")
     return found
 
