@@ -27,8 +27,8 @@ _TAIL = re.compile(rb',"xxh3_128":"([0-9a-f]{32})"}\n\Z')
 _HEAD = re.compile(rb'\A\{"format":"([^"\\]{1,40})","version":([0-9]{1,9})[,}]')
 
 
-# Without gc: a checkpoint has one of these for each tensor, and none can be part of a cycle. Tracked,
-# ten thousand of them set off a collection of everything that the process holds.
+# Without gc: a checkpoint has one of these for each tensor, and none can be part of a cycle.
+# Tracked, ten thousand of them set off a collection of everything that the process holds.
 class Chunk(Struct, frozen=True, kw_only=True, omit_defaults=True, gc=False):
     """Where a box of a tensor is stored: a tensor called `name` in a safetensors file.
 

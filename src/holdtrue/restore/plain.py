@@ -1,4 +1,4 @@
-"""The plan for a module where nothing is odd: plain tensors that fit as they are, none of them tied.
+"""The plan for a module where nothing is odd: plain tensors that fit as they are, and no ties.
 
 Nearly all restores are of this kind, and with thousands of tensors the comparisons one by one take
 longer than reading the file. Here all of them are made in one pass; whatever does not pass at a
