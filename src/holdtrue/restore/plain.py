@@ -41,8 +41,9 @@ def plan_plain(
         return False  # tied in the file
     copies: list[Copy] = []
     memory: set[int] = set()
-    devices: dict[tuple[str, torch.device], None] = {}
+    moves: set[tuple[str, torch.device]] = set()
     stored = tensors.tensors
+    before: tuple[str, torch.device] | None = None
     for name, key in matched.items():
         lazy, entry = stored[key], target[name]
         tensor = entry.tensor
@@ -58,15 +59,19 @@ def plan_plain(
             or tensor.requires_grad != lazy.requires_grad
         ):
             return False
-        devices[lazy.device, tensor.device] = None
-        # Contiguous: no element is the memory of another.
-        if not tensor.is_contiguous() or tensor.device.type not in _DEVICES:
+        move = lazy.device, tensor.device
+        if move != before:
+            if move[1].type not in _DEVICES:
+                return False
+            moves.add(move)
+            before = move
+        if not tensor.is_contiguous():  # where it is, no element is the memory of another
             return False
         memory.add(tensor.data_ptr())
         copies.append(Copy(lazy, tensor))
     if len(memory) != len(copies):
         return False  # tied here
     plan.copies += copies
-    kinds = {(saved.partition(":")[0], device.type) for saved, device in devices}
+    kinds = {(saved.partition(":")[0], device.type) for saved, device in moves}
     plan.moved += [f"{part}: saved on {a}, here on {b}" for a, b in sorted(kinds) if a != b]
     return True
