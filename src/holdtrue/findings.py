@@ -4,7 +4,7 @@ A finding answers, in this order: what, where, why, fix. Rendering here is plain
 exception can show its report anywhere; colour belongs to the command line.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any, Literal
 
 from msgspec import Struct, to_builtins
@@ -75,6 +75,26 @@ def report(
     """A report with its findings in a fixed order: severity, code, place."""
     ordered = tuple(sorted(findings, key=lambda f: (_ORDER[f.severity], f.code, f.where)))
     return Report(subject=subject, findings=ordered, not_checked=tuple(not_checked), about=about)
+
+
+def grouped(
+    code: str, severity: Severity, what: str, places: Sequence[str], **more: Any
+) -> Finding:
+    """One finding for one cause in several places."""
+    return Finding(
+        code=code,
+        severity=severity,
+        where=places[0],
+        what=what,
+        places=several(places),
+        **more,
+    )
+
+
+def several(places: Iterable[str]) -> tuple[str, ...]:
+    """For `Finding.places`: none where there is but one, which `where` names already."""
+    named = tuple(places)
+    return named if len(named) > 1 else ()
 
 
 def render_finding(finding: Finding) -> str:

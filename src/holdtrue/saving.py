@@ -20,7 +20,7 @@ from holdtrue.engine.checkpoint import write_checkpoint
 from holdtrue.engine.layout import PlannedFile, lay_out
 from holdtrue.engine.linking import Earlier
 from holdtrue.engine.telling import Tell, telling
-from holdtrue.engine.write import Readable
+from holdtrue.engine.windows import Readable
 from holdtrue.errors import SaveError, fail
 from holdtrue.findings import Finding, report
 from holdtrue.records.manifest import (
@@ -50,6 +50,7 @@ class Saved(Struct, frozen=True, kw_only=True):
     written: int  # bytes that were written, and not linked
     linked: tuple[str, ...] = ()  # files taken from the checkpoint before: their bytes are the same
     not_linked: str | None = None  # what the file system says where it has no hard links
+    buffered: str | None = None  # why large files were written through the page cache
     staging: int = 0  # bytes of memory that held the state while it was written
 
 
@@ -142,6 +143,7 @@ def write(
     prepared: Prepared,
     sources: Mapping[str, Readable],
     *,
+    images: Mapping[str, memoryview] | None = None,
     earlier: Earlier | None = None,
     stall: float | None = None,
     waited: bool = False,
@@ -169,6 +171,7 @@ def write(
                 prepared.manifest,
                 prepared.files,
                 sources,
+                images=images,
                 earlier=earlier,
                 cost=cost,
                 waited=waited,
@@ -189,6 +192,7 @@ def write(
         written=done.written,
         linked=done.linked,
         not_linked=done.refused,
+        buffered=done.buffered,
         staging=staging,
     )
 

@@ -9,7 +9,7 @@ from making import KINDS, SUFFIX, numbers
 from safetensors.torch import load_file
 
 import holdtrue
-from holdtrue.engine import stored, torch_archive, write
+from holdtrue.engine import stored, torch_archive
 from holdtrue.errors import DamageError, HoldtrueError, OpenError, SaveError
 from holdtrue.limits import override
 
@@ -96,7 +96,7 @@ def test_a_full_disk_leaves_nothing(source, kind, after, tmp_path, monkeypatch):
         return real(fd, data, offset)
 
     monkeypatch.setattr(os, "pwrite", full)
-    with pytest.raises(SaveError, match="disk-full"):
+    with override(chunk_bytes=16 << 10), pytest.raises(SaveError, match="disk-full"):
         holdtrue.convert(source, tmp_path / "out", to=kind)
     assert names(tmp_path) == ["source.pt"]
 
@@ -153,11 +153,11 @@ def test_a_flipped_byte_of_a_holdtrue_checkpoint(source, tmp_path):
 
 
 def test_a_source_that_shrinks_meanwhile(source, tmp_path, monkeypatch):
-    def cut(path, nbytes, real=write.create):
+    def cut(path, nbytes, real=torch_archive.NewFile):
         os.truncate(source, 20_000)
         return real(path, nbytes)
 
-    monkeypatch.setattr(torch_archive, "create", cut)
+    monkeypatch.setattr(torch_archive, "NewFile", cut)
     with pytest.raises(DamageError):
         holdtrue.convert(source, tmp_path / "d.pt")
     assert names(tmp_path) == ["source.pt"]
@@ -197,7 +197,7 @@ def test_large_tensors_go_out_in_blocks(tmp_path, monkeypatch):
     torch.save({"c": large, "t": large.clone().t(), "s": torch.ones(3)}, tmp_path / "a.pt")
     sizes = []
     monkeypatch.setattr(
-        write, "write_at", lambda fd, data, at, real=write.write_at: (
+        os, "pwrite", lambda fd, data, at, real=os.pwrite: (
             sizes.append(len(data)), real(fd, data, at))[1],
     )  # fmt: skip
     monkeypatch.setattr(stored, "_AT_ONCE", 1 << 16)

@@ -15,7 +15,6 @@ import torch
 from torch import nn
 
 import holdtrue
-from holdtrue.engine import write as engine_write
 from holdtrue.limits import override
 
 
@@ -39,7 +38,7 @@ def held(monkeypatch: pytest.MonkeyPatch) -> threading.Event:
         assert gate.wait(60)
         return real(*given)
 
-    monkeypatch.setattr(engine_write.os, "pwrite", pwrite)
+    monkeypatch.setattr(os, "pwrite", pwrite)
     return gate
 
 
@@ -120,7 +119,7 @@ def test_an_error_behind_is_logged_at_once_and_raised_once(
     parts = training()
     run = holdtrue.Run(tmp_path / "run", **parts)
     with monkeypatch.context() as patch:
-        patch.setattr(engine_write.os, "pwrite", full)
+        patch.setattr(os, "pwrite", full)
         saving = run.save(1)
         with pytest.raises(holdtrue.SaveError):
             saving.wait()
@@ -139,7 +138,7 @@ def test_close_raises_what_failed_and_leaving_by_an_exception_does_not_hide_it(
     def broken(*_: Any) -> int:
         raise OSError(5, "Input/output error")
 
-    monkeypatch.setattr(engine_write.os, "pwrite", broken)
+    monkeypatch.setattr(os, "pwrite", broken)
     with pytest.raises(holdtrue.SaveError), holdtrue.Run(tmp_path / "a", **training()) as run:
         run.save(1)
     with pytest.raises(ZeroDivisionError), holdtrue.Run(tmp_path / "b", **training()) as run:

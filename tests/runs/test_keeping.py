@@ -1,5 +1,6 @@
 """What is kept: by age, read back, never without a whole one; `prune` and `log` say what is."""
 
+import io
 import json
 import os
 import re
@@ -10,17 +11,21 @@ import sys
 import threading
 from datetime import timedelta
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 from click.testing import CliRunner
+from msgspec.structs import replace
+from rich.console import Console
 from torch import nn
 
 import holdtrue
 from holdtrue import Keep
-from holdtrue.cli import cli
+from holdtrue.cli import cli, log
 from holdtrue.runs import pruning
+from holdtrue.runs.history import Entry, read_history
 from holdtrue.runs.keep import parse_keep
 
 
@@ -33,18 +38,15 @@ def saved(path: Path, losses: dict[int, float], keep: Keep | None = None) -> hol
     return run
 
 
-def aged(run: holdtrue.Run, step: int, created: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def aged(run: holdtrue.Run, step: int, created: str) -> None:
     """The checkpoint as if it had been saved at that time: what the run knows of it is changed."""
-    manifest = run._shelf._manifests[step]
-    run._shelf._manifests[step] = type(manifest)(
-        **{**{n: getattr(manifest, n) for n in manifest.__struct_fields__}, "created": created}
-    )
+    run._shelf._manifests[step] = replace(run._shelf._manifests[step], created=created)
 
 
-def test_within_keeps_what_is_young(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_within_keeps_what_is_young(tmp_path: Path) -> None:
     run = saved(tmp_path / "run", {1: 1, 2: 1, 3: 1})
-    aged(run, 1, "2020-01-01T00:00:00+00:00", monkeypatch)
-    aged(run, 2, "no time", monkeypatch)
+    aged(run, 1, "2020-01-01T00:00:00+00:00")
+    aged(run, 2, "no time")
     run.keep = Keep(within="1h")
     nn.init.zeros_(run.parts["model"].weight)
     run.save(4, wait=True)
@@ -181,3 +183,30 @@ def test_follow_shows_new_checkpoints_as_they_come(tmp_path: Path) -> None:
         following.kill()
         following.wait()
         following.stdout.close()
+
+
+def test_follow_on_a_terminal_reads_only_when_the_steps_changed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = saved(tmp_path / "run", {1: 0.5})
+    drawn, read = io.StringIO(), []
+    looks = iter(range(1, 6))
+
+    def history(found: dict[int, Path], every_byte: bool) -> list[Entry]:
+        read.append((list(found), every_byte))
+        return read_history(found, every_byte=every_byte)
+
+    def look_again(_: float) -> None:
+        look = next(looks)
+        if look == 2:
+            nn.init.ones_(run.parts["model"].weight)
+            run.save(2, metrics={"loss": 0.25}, wait=True)
+        if look == 5:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(log, "stdout", lambda: Console(file=drawn, force_terminal=True, width=200))
+    monkeypatch.setattr(log, "read_history", history)
+    monkeypatch.setattr(log, "time", SimpleNamespace(sleep=look_again))
+    log._follow(run.path, every_byte=True)
+    assert read == [([1], True), ([1, 2], True)]
+    assert "0.25" in drawn.getvalue()

@@ -6,7 +6,7 @@ from typing import Any, TypeVar
 import click
 from rich.text import Text
 
-from holdtrue.cli.render import show_json, size, stdout, styled_finding
+from holdtrue.cli.render import counted, show_json, size, stdout, styled_finding
 from holdtrue.doctor.convert import Converted
 from holdtrue.doctor.destination import KINDS, title
 from holdtrue.findings import report_to_builtins, summary
@@ -56,7 +56,7 @@ def show(made: Converted, json: bool) -> None:
         )
         return
     console = stdout()
-    facts = f" · {title(made.kind)} · {made.tensors:,} tensors, {size(made.nbytes)}"
+    facts = f" · {title(made.kind)} · {counted(made.tensors, 'tensor')}, {size(made.nbytes)}"
     console.print(Text.assemble((str(made.path), "bold"), facts))
     for finding in made.report.findings:
         console.print()

@@ -45,10 +45,15 @@ def _follow(run: Path, every_byte: bool) -> None:
     try:
         if console.is_terminal:
             with Live(console=console, auto_refresh=False) as live:
+                known: dict[int, Path] | None = None
+                entries: list[Entry] = []
                 while True:
-                    live.update(
-                        _table(read_history(steps(run), every_byte=every_byte)), refresh=True
-                    )
+                    # A published checkpoint is not rewritten in place: its files, with --verify
+                    # all their bytes, are read once. The ages are told anew at each look.
+                    found = steps(run)
+                    if found != known:
+                        known, entries = found, read_history(found, every_byte=every_byte)
+                    live.update(_table(entries), refresh=True)
                     time.sleep(_POLL)
         shown: set[int] = set()
         while True:

@@ -14,7 +14,7 @@ from holdtrue.doctor.architecture_code import compare_code, holds_only, same_cod
 from holdtrue.doctor.architecture_libraries import compare_libraries
 from holdtrue.doctor.architecture_pair import Pair, call_text, short
 from holdtrue.doctor.architecture_tensors import compare_registration, compare_tensors
-from holdtrue.findings import Finding
+from holdtrue.findings import Finding, several
 from holdtrue.records.architecture import Architecture, Kind
 from holdtrue.records.manifest import Manifest
 
@@ -116,7 +116,7 @@ def _compare_classes(pair: Pair) -> tuple[set[str], list[Finding]]:
             what="the class has another name, and the same code",
             saved=saved,
             expected=here,
-            places=tuple(map(pair.where, paths)) if len(paths) > 1 else (),
+            places=several(map(pair.where, paths)),
         )
         for (saved, here), paths in moved.items()
     ]
@@ -231,6 +231,6 @@ def _finding(pair: Pair, paths: list[str], what: str, **more: Any) -> Finding:
         where=places[0],
         what=what,
         fix=_FIX,
-        places=places if len(places) > 1 else (),
+        places=several(places),
         **more,
     )

@@ -8,7 +8,7 @@ from msgspec import Struct
 
 from holdtrue.doctor.architecture_code import same_function
 from holdtrue.doctor.architecture_pair import Pair, resolved, short, shown
-from holdtrue.findings import Finding, Severity
+from holdtrue.findings import Finding, Severity, several
 from holdtrue.records.architecture import ClassRecord, Kind, masked_digest
 from holdtrue.records.syntax_tree import parse
 from holdtrue.records.values import TAG
@@ -186,7 +186,7 @@ def _finding(pair: Pair, found: Difference, paths: list[str]) -> Finding:
         fix=_FIX if severity == "error" else "",
         saved="not there" if found.saved == _ABSENT else shown(found.saved),
         expected="not there" if found.here == _ABSENT else shown(found.here),
-        places=places if len(places) > 1 else (),
+        places=several(places),
     )
 
 

@@ -12,7 +12,7 @@ from typing import Any
 from msgspec import Struct
 
 from holdtrue.doctor.architecture_pair import Pair, resolved, short, shown
-from holdtrue.findings import Finding
+from holdtrue.findings import Finding, several
 from holdtrue.records.architecture import PROJECT, Architecture, ClassRecord, FunctionRecord
 from holdtrue.records.syntax_tree import is_talk, parse
 
@@ -225,7 +225,7 @@ def _finding(pair: Pair, change: _Change, paths: list[str]) -> Finding:
             where=places[0],
             what=change.what,
             why=change.why,
-            places=places if len(places) > 1 else (),
+            places=several(places),
         )
     return Finding(
         code="code-changed",
@@ -237,5 +237,5 @@ def _finding(pair: Pair, change: _Change, paths: list[str]) -> Finding:
         confidence="likely",
         saved=change.saved,
         expected=change.here,
-        places=places if len(places) > 1 else (),
+        places=several(places),
     )

@@ -4,7 +4,7 @@ from collections.abc import Iterable
 
 from msgspec.structs import replace
 
-from holdtrue.findings import Finding
+from holdtrue.findings import Finding, several
 
 # What is told of a tensor or a record that another finding says is not there, or not whole.
 _OF_LOST_RECORDS = frozenset({"storage-missing", "bytes-missing"})
@@ -69,7 +69,7 @@ def _less(finding: Finding, lost: set[str], follow: frozenset[str]) -> Finding |
     places = [p for p in finding.places or (finding.where,) if p not in lost]
     if not places:
         return None
-    return replace(finding, where=places[0], places=tuple(places) if len(places) > 1 else ())
+    return replace(finding, where=places[0], places=several(places))
 
 
 def _places(told: list[Finding], code: str) -> set[str]:

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from holdtrue.findings import Finding
+from holdtrue.findings import Finding, several
 from holdtrue.records.environment import Environment
 
 _FLAGS = {
@@ -38,7 +38,7 @@ def compare_environments(
                 why="the state is restored exactly, but sums are taken in another order "
                 "or by other kernels here",
                 fix="use the same versions, device and settings where equal bits matter",
-                places=tuple(places) if len(places) > 1 else (),
+                places=several(places),
             )
         )
     return found

@@ -9,7 +9,6 @@ from msgspec import Struct
 
 from holdtrue.doctor.statistics import Statistics
 from holdtrue.doctor.subjects import Weights
-from holdtrue.findings import Finding
 from holdtrue.formats.tree_walk import each_node
 from holdtrue.formats.view import LazyTensor, View
 
@@ -112,12 +111,6 @@ def earlier_checkpoint(view: View) -> str:
     if view.format == "holdtrue" and folder.name.startswith("step-"):
         return f"holdtrue log {quote(str(folder.parent))}"
     return ""
-
-
-def finding(places: list[str], **fields: object) -> Finding:
-    """One finding for one cause at all its places."""
-    many = {"places": tuple(places)} if len(places) > 1 else {}
-    return Finding(where=places[0], **many, **fields)  # type: ignore[arg-type]
 
 
 def _named(weights: Weights) -> Iterator[tuple[Named, bool]]:

@@ -10,7 +10,8 @@ from msgspec.structs import replace
 
 from holdtrue.engine.layout import PlannedFile
 from holdtrue.engine.linking import Earlier, link_unchanged
-from holdtrue.engine.write import Progress, Readable, write_files
+from holdtrue.engine.windows import Readable
+from holdtrue.engine.write import Progress, write_files
 from holdtrue.records.manifest import NAME, SOURCE, Chunk, Cost, Manifest, encode_manifest
 from holdtrue.storage.commit import sync_directory, write_synced
 
@@ -23,6 +24,7 @@ class Written(Struct, frozen=True, kw_only=True):
     written: int  # bytes of those that were not linked
     linked: tuple[str, ...]
     refused: str | None  # why the file system links no files
+    buffered: str | None  # why large files went through the page cache
 
 
 def write_checkpoint(
@@ -31,6 +33,7 @@ def write_checkpoint(
     files: list[PlannedFile],
     sources: Mapping[str, Readable],
     *,
+    images: Mapping[str, memoryview] | None = None,
     earlier: Earlier | None = None,
     cost: Cost | None = None,
     waited: bool = False,
@@ -47,7 +50,8 @@ def write_checkpoint(
         (directory / SOURCE).mkdir()
     linked = link_unchanged(directory, files, sources, earlier)
     rest = [file for file in files if file.name not in linked.files]
-    digests = linked.digests | write_files(directory, rest, sources, progress)
+    done = write_files(directory, rest, sources, progress, images)
+    digests = linked.digests | done.digests
     if (directory / SOURCE).is_dir():
         sync_directory(directory / SOURCE)
     written = sum(file.nbytes for file in rest)
@@ -74,6 +78,7 @@ def write_checkpoint(
         written=written + len(raw),
         linked=tuple(linked.files),
         refused=linked.refused,
+        buffered=done.refused,
     )
 
 

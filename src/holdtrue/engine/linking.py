@@ -14,7 +14,8 @@ from msgspec import Struct, field
 
 from holdtrue.engine.layout import Placement, PlannedFile
 from holdtrue.engine.threads import in_threads
-from holdtrue.engine.write import Readable, batches
+from holdtrue.engine.windows import Readable
+from holdtrue.engine.write import batches
 from holdtrue.limits import limits
 from holdtrue.records.manifest import Manifest
 

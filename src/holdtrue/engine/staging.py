@@ -3,19 +3,17 @@
 Kept from save to save: touching fresh memory costs ten times what copying into it does.
 """
 
-import mmap
 from collections.abc import Iterator, Mapping
 
 import numpy as np
 from msgspec import Struct
 
+from holdtrue.engine.buffers import anonymous, padded
 from holdtrue.engine.layout import Placement, PlannedFile
 from holdtrue.engine.threads import in_threads
-from holdtrue.engine.write import Readable, batches, check_size
-from holdtrue.limits import MIB, limits
-
-_ALIGN = 4096  # a page: each file begins on one, so that it may be written past the page cache
-_HUGE = 2 * MIB
+from holdtrue.engine.windows import Readable, check_size
+from holdtrue.engine.write import batches
+from holdtrue.limits import limits
 
 
 class Staged(Struct, frozen=True, eq=False):
@@ -42,18 +40,32 @@ class Staging:
 
     def reserve(self, files: list[PlannedFile]) -> dict[str, memoryview]:
         """Tensor key → its place, for all tensors of these files; what was there before is lost."""
-        starts, size = [], 0
-        for file in files:
-            starts.append(size)
-            size += -(-file.nbytes // _ALIGN) * _ALIGN
+        starts, size = _starts(files)
         if size > len(self._buffer):
             self._buffer = memoryview(b"")  # first: the old and the new are never held together
-            self._buffer = _anonymous(-(-size // _HUGE) * _HUGE)
+            self._buffer = anonymous(size)
         return {
             p.key: self._buffer[start + p.offset : start + p.offset + p.nbytes]
             for start, file in zip(starts, files, strict=True)
             for p in file.placements
         }
+
+    def images(self, files: list[PlannedFile]) -> dict[str, memoryview]:
+        """File name → the memory that `reserve` laid it out in, in whole pages."""
+        starts, _ = _starts(files)
+        return {
+            file.name: self._buffer[start : start + padded(file.nbytes)]
+            for start, file in zip(starts, files, strict=True)
+        }
+
+
+def _starts(files: list[PlannedFile]) -> tuple[list[int], int]:
+    """Where each file begins in the buffer, and how much all of them need: in whole pages."""
+    starts, size = [], 0
+    for file in files:
+        starts.append(size)
+        size += padded(file.nbytes)
+    return starts, size
 
 
 def copy_in(
@@ -102,14 +114,3 @@ def _copy_large(placement: Placement, source: Readable, place: memoryview) -> No
         np.copyto(target[at : at + len(block)], np.frombuffer(block, np.uint8))  # without the GIL
 
     in_threads(copy, jobs)
-
-
-def _anonymous(nbytes: int) -> memoryview:
-    """Fresh memory in large pages where the system has them: a fault for 2 MiB, not for 4 KiB."""
-    if not hasattr(mmap, "MAP_ANONYMOUS"):
-        return memoryview(mmap.mmap(-1, nbytes))
-    # Private: Python's default is shared memory, which gets no large pages.
-    memory = mmap.mmap(-1, nbytes, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
-    if hasattr(mmap, "MADV_HUGEPAGE"):
-        memory.madvise(mmap.MADV_HUGEPAGE)
-    return memoryview(memory)

@@ -16,24 +16,36 @@ Job = TypeVar("Job")
 Result = TypeVar("Result")
 
 
-def in_threads(work: Callable[[Job], Result], jobs: Iterable[Job]) -> list[Result]:
-    """Each job's result, in order; the first that fails ends those that have not begun."""
+def in_threads(
+    work: Callable[[Job], Result],
+    jobs: Iterable[Job],
+    failed: Callable[[BaseException], None] = lambda _: None,
+    most: int = 0,
+) -> list[Result]:
+    """Each job's result, in order; the first that fails ends those that have not begun. They are
+    begun in order too. `failed` is told at once, for jobs that wait for one another. `most` is how
+    many threads, where it is not what `limits` says."""
     todo = list(jobs)
     results: dict[int, Result] = {}
-    failed: list[BaseException] = []
+    errors: list[BaseException] = []
+
+    def end(error: BaseException) -> None:
+        errors.append(error)
+        failed(error)
+
     remaining = iter(range(len(todo)))  # `next` of it is atomic
 
     def run() -> None:
         for index in remaining:
-            if failed:
+            if errors:
                 return
             try:
                 results[index] = work(todo[index])
             except BaseException as error:
-                failed.append(error)
+                end(error)
 
     # Each in a copy of the caller's context: the limits in force are kept there.
-    count = min(limits().threads, len(todo)) - 1  # the caller's own thread works too
+    count = min(most or limits().threads, len(todo)) - 1  # the caller's own thread works too
     threads = [Thread(target=copy_context().run, args=(run,)) for _ in range(count)]
     begun: list[Thread] = []
     with contextlib.suppress(RuntimeError):  # none can be begun any more while the process exits
@@ -43,9 +55,9 @@ def in_threads(work: Callable[[Job], Result], jobs: Iterable[Job]) -> list[Resul
     try:
         run()
     except BaseException as error:  # an interrupt that came between two jobs
-        failed.append(error)
+        end(error)
     for thread in begun:
         thread.join()
-    if failed:
-        raise failed[0]
+    if errors:
+        raise errors[0]
     return [results[index] for index in range(len(todo))]

@@ -3,7 +3,6 @@
 Each record begins on a multiple of 64 bytes, as torch aligns them, so that it may be mapped.
 """
 
-import os
 import struct
 import zlib
 from collections.abc import Iterator, Sequence
@@ -12,8 +11,10 @@ from typing import Protocol
 
 from msgspec import Struct
 
+from holdtrue.engine.new_file import NewFile
 from holdtrue.engine.threads import in_threads
-from holdtrue.engine.write import Progress, check_size, create, write_at
+from holdtrue.engine.windows import check_size
+from holdtrue.engine.write import Progress
 
 _ALIGN = 64
 _FOLDER = "archive"
@@ -52,21 +53,21 @@ def write_archive(
     small = _small(pickle)
     crcs = {name: zlib.crc32(data) for name, data in small.items()}
     end = _end(records)
-    fd = create(path, archive_bytes(pickle, storages))
+    file = NewFile(path, archive_bytes(pickle, storages))
     try:
         by_name = {record.name: record for record in records}
         for name, data in small.items():
-            write_at(fd, memoryview(data), by_name[_full(name)].data_at)
+            file.write(memoryview(data), by_name[_full(name)].data_at)
         jobs = [(by_name[_full(f"data/{n}")], storage) for n, storage in enumerate(storages)]
-        found = in_threads(lambda job: _stream(fd, *job, progress), jobs)
+        found = in_threads(lambda job: _stream(file, *job, progress), jobs)
         crcs |= {f"data/{n}": crc for n, crc in enumerate(found)}
         ordered = [crcs[name] for name in sizes]
         for record, crc in zip(records, ordered, strict=True):
-            write_at(fd, memoryview(_local(record, crc)), record.at)
-        write_at(fd, memoryview(_directory(records, ordered, end)), end)
-        os.fsync(fd)
+            file.write(memoryview(_local(record, crc)), record.at)
+        file.write(memoryview(_directory(records, ordered, end)), end)
+        file.sync()
     finally:
-        os.close(fd)
+        file.close()
 
 
 def _small(pickle: bytes) -> dict[str, bytes]:
@@ -81,11 +82,11 @@ def _sizes(pickle: bytes, storages: Sequence[Storable]) -> dict[str, int]:
     return {**small, **data, "version": version}
 
 
-def _stream(fd: int, record: _Record, storage: Storable, progress: Progress | None) -> int:
+def _stream(file: NewFile, record: _Record, storage: Storable, progress: Progress | None) -> int:
     crc = done = 0
     for block in storage.blocks():
         if done + block.nbytes <= record.nbytes:  # never into the neighbour's bytes
-            write_at(fd, block, record.data_at + done)
+            file.write(block, record.data_at + done)
         crc = zlib.crc32(block, crc)
         done += block.nbytes
         if progress is not None:

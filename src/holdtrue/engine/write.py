@@ -5,25 +5,32 @@ depend on the number of threads. A tensor arrives in blocks, so that one that co
 never whole in memory.
 """
 
-import os
+import threading
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Protocol
 
-import xxhash
+from msgspec import Struct
 
+from holdtrue.engine.buffers import PAGE, lease, padded
 from holdtrue.engine.layout import Placement, PlannedFile
+from holdtrue.engine.new_file import NewFile
 from holdtrue.engine.threads import in_threads
+from holdtrue.engine.windows import Filling, Readable, Window, windows
 from holdtrue.limits import limits
 
 Progress = Callable[[int], None]  # told how many more bytes have been written, on any thread
 
 
-class Readable(Protocol):
-    """Gives a tensor's bytes in C order, block after block; on any thread, and the same ones
-    when it is called again."""
+class FilesWritten(Struct, frozen=True):
+    digests: dict[str, str]  # xxh3-128 of each tensor, by key
+    refused: str | None = None  # why large files went through the page cache
 
-    def blocks(self) -> Iterator[memoryview]: ...
+
+class _Job(Struct, frozen=True, eq=False):
+    file: NewFile
+    window: Window
+    filling: Filling
+    image: memoryview | None
 
 
 def write_files(
@@ -31,39 +38,67 @@ def write_files(
     files: list[PlannedFile],
     sources: Mapping[str, Readable],
     progress: Progress | None = None,
-) -> dict[str, str]:
-    """Write and fsync every file; returns the xxh3-128 of each tensor by key. Raises OSError."""
-    digests: dict[str, str] = {}
-    descriptors: list[int] = []
-    jobs: list[tuple[int, list[Placement]]] = []
+    images: Mapping[str, memoryview] | None = None,
+) -> FilesWritten:
+    """Write and fsync every file. Raises OSError.
+
+    `images` are page-aligned memory, padded to whole pages, in which the tensors of a file lie at
+    their offsets already: they are written from there.
+    """
+    opened: list[NewFile] = []
+    fillings: list[Filling] = []
+    jobs: list[_Job] = []
     try:
         for file in files:
-            fd = create(directory / file.name, file.nbytes)
-            descriptors.append(fd)
-            write_at(fd, memoryview(file.head), 0)
-            jobs += [(fd, batch) for batch in batches(file)]
-        for found in in_threads(lambda job: _write_batch(*job, sources, progress), jobs):
-            digests.update(found)
-        in_threads(os.fsync, descriptors)
+            step = limits().chunk_bytes
+            direct = file.nbytes >= limits().direct_bytes > 0 and step % PAGE == 0
+            made = NewFile(directory / file.name, file.nbytes, direct=direct)
+            opened.append(made)
+            image = (images or {}).get(file.name)
+            filling = Filling(file, sources)
+            fillings.append(filling)
+            if image is not None:
+                image[: len(file.head)] = file.head
+            jobs += [_Job(made, window, filling, image) for window in windows(file, step)]
+
+        def let_go(error: BaseException) -> None:
+            for filling in fillings:
+                filling.fail(error)
+
+        # While some write, others fill the next windows: all in step, the disk would wait for the
+        # processor and the processor for the disk.
+        in_flight = threading.Semaphore(limits().writes)
+        most = limits().threads + limits().writes
+        in_threads(lambda job: _write_window(job, in_flight, progress), jobs, let_go, most)
+        in_threads(NewFile.sync, opened)
     finally:
-        for fd in descriptors:
-            os.close(fd)
-    return digests
+        for made in opened:
+            made.close()
+    digests = {key: text for filling in fillings for key, text in filling.digests.items()}
+    return FilesWritten(digests, next((f.refused for f in opened if f.refused), None))
 
 
-def create(path: Path, nbytes: int) -> int:
-    """A new file of this size, open for writing."""
-    fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0), 0o666)
-    try:
-        os.truncate(fd, nbytes)
-    except BaseException:
-        os.close(fd)
-        raise
-    return fd
+def _write_window(job: _Job, in_flight: threading.Semaphore, progress: Progress | None) -> None:
+    window, direct = job.window, job.file.direct
+    nbytes = window.end - window.begin
+    size = padded(nbytes) if direct else nbytes
+    if job.image is not None:
+        place = job.image[window.begin : window.begin + size]
+        job.filling.fill(window, place, filled=True)
+        with in_flight:
+            job.file.write(place, window.begin)
+    else:
+        with lease(nbytes) as buffer:
+            job.filling.fill(window, buffer)
+            buffer[nbytes:size] = bytes(size - nbytes)
+            with in_flight:
+                job.file.write(buffer[:size], window.begin)
+    if progress is not None:
+        progress(sum(piece.end - piece.begin for piece in window.pieces))
 
 
 def batches(file: PlannedFile) -> Iterator[list[Placement]]:
-    """Neighbouring small tensors go out in one write."""
+    """Neighbouring small tensors, together about a chunk; large ones alone."""
     batch: list[Placement] = []
     filled = 0
     for placement in file.placements:
@@ -74,58 +109,3 @@ def batches(file: PlannedFile) -> Iterator[list[Placement]]:
         filled += placement.nbytes
     if batch:
         yield batch
-
-
-def _write_batch(
-    fd: int, batch: list[Placement], sources: Mapping[str, Readable], progress: Progress | None
-) -> dict[str, str]:
-    if len(batch) == 1:
-        return {batch[0].key: _write_alone(fd, batch[0], sources, progress)}
-    digests: dict[str, str] = {}
-    pieces: list[memoryview] = []
-    for placement in batch:
-        own = list(sources[placement.key].blocks())
-        check_size(placement.key, placement.nbytes, sum(block.nbytes for block in own))
-        digest = xxhash.xxh3_128()
-        for block in own:
-            digest.update(block)
-        digests[placement.key] = digest.hexdigest()
-        pieces += own
-    write_at(fd, memoryview(b"".join(pieces)), batch[0].offset)
-    if progress is not None:
-        progress(sum(placement.nbytes for placement in batch))
-    return digests
-
-
-def _write_alone(
-    fd: int, placement: Placement, sources: Mapping[str, Readable], progress: Progress | None
-) -> str:
-    digest = xxhash.xxh3_128()
-    done = 0
-    for block in sources[placement.key].blocks():
-        if done + block.nbytes <= placement.nbytes:  # never into the neighbour's bytes
-            write_at(fd, block, placement.offset + done)
-        digest.update(block)
-        done += block.nbytes
-        if progress is not None:
-            progress(block.nbytes)
-    check_size(placement.key, placement.nbytes, done)
-    return digest.hexdigest()
-
-
-def check_size(key: str, planned: int, given: int) -> None:
-    """Raises RuntimeError where a source gives another number of bytes than was planned."""
-    if given != planned:
-        # The tensor was resized by another thread since it was planned.
-        raise RuntimeError(f"{key} changed its size while it was saved")
-
-
-def write_at(fd: int, data: memoryview, offset: int) -> None:
-    """All of `data` at `offset`, however many system calls that takes."""
-    done, step = 0, limits().chunk_bytes
-    while done < len(data):
-        if hasattr(os, "pwrite"):
-            done += os.pwrite(fd, data[done : done + step], offset + done)
-        else:  # Windows has no pwrite; a lock is not needed with one thread a file there
-            os.lseek(fd, offset + done, os.SEEK_SET)
-            done += os.write(fd, data[done : done + step])

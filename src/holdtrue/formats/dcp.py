@@ -192,11 +192,16 @@ def _losses(reading: _Reading) -> list[Finding]:
                 where=f"{reading.folder}: {shard}: {names[0]}",
                 places=tuple(f"{reading.folder}: {shard}: {name}" for name in names),
                 what=f"the shard {shard} is missing" if missing else cause.what,
-                why=f"{len(names)} values of the checkpoint are in it" if missing else cause.why,
+                why=_held(len(names)) if missing else cause.why,
                 fix=f"copy {shard} from where the checkpoint was saved" if missing else cause.fix,
             )
         )
     return found
+
+
+def _held(count: int) -> str:
+    held = "1 value of the checkpoint is" if count == 1 else f"{count} values of the checkpoint are"
+    return f"{held} in it"
 
 
 def _shard_short(path: str, part: Part, present: int) -> DamageError:

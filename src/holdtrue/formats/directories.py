@@ -54,7 +54,9 @@ def recognise(path: str) -> Found | None:
     steps = [n for n in names if _begins(folder / n / "manifest.json", _MANIFEST)]
     if steps:
         listed = ", ".join(sorted(steps)[:5]) + (" …" if len(steps) > 5 else "")
-        return Found("holdtrue-run", path, f"{len(steps)} checkpoints, {listed}")
+        return Found(
+            "holdtrue-run", path, f"{len(steps)} checkpoint{'s' * (len(steps) > 1)}, {listed}"
+        )
     return None
 
 

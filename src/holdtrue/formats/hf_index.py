@@ -8,7 +8,7 @@ import msgspec
 from msgspec import Struct
 
 from holdtrue.errors import DamageError, HoldtrueError, OpenError, fail
-from holdtrue.findings import Finding
+from holdtrue.findings import Finding, several
 from holdtrue.formats import safetensors_file, torch_legacy, torch_zip
 from holdtrue.formats.detect import detect
 from holdtrue.formats.source import is_plain_name, read_bytes, refuse
@@ -181,7 +181,7 @@ def _missing(index: _Index, shards: _Shards) -> Iterable[Finding]:
     if not shards.missing:
         return
     lost = [f"{name}: {key}" for name in shards.missing for key in _mapped(index, name)]
-    total, several = len(set(index.weight_map.values())), len(shards.missing) > 1
+    total, more = len(set(index.weight_map.values())), len(shards.missing) > 1
     named = ", ".join(shards.missing[:4]) + (" …" if len(shards.missing) > 4 else "")
     yield Finding(
         code="shard-missing",
@@ -189,9 +189,9 @@ def _missing(index: _Index, shards: _Shards) -> Iterable[Finding]:
         where=lost[0] if lost else shards.missing[0],
         places=tuple(lost),
         what=f"{len(shards.missing)} of {total} shards are missing"
-        if several
+        if more
         else f"the shard {named} is missing",
-        why=_so_many(len(lost), several) + (f": {named}" if several else ""),
+        why=_so_many(len(lost), more) + (f": {named}" if more else ""),
         fix=f"fetch {named} again from where the set came from",
     )
 
@@ -237,7 +237,7 @@ def _twice(path: str, twice: list[tuple[str, str, str]]) -> Iterable[Finding]:
             code="tensor-in-two-shards",
             severity="warning",
             where=places[0],
-            places=places if len(places) > 1 else (),
+            places=several(places),
             what="two shards hold a tensor of the same name",
             why=f"{first} and {second} both hold {key}; the first is given",
             fix="fetch the index and all shards again, from one revision",

@@ -256,7 +256,8 @@ def _nothing(path: str, count: int) -> Finding:
         severity="error",
         where=path,
         what="nothing of the file is whole",
-        why=f"{count:,} tensors are known of, and bytes of each are missing or wrong"
+        why=("1 tensor is" if count == 1 else f"{count:,} tensors are")
+        + " known of, and bytes of each are missing or wrong"
         if count
         else "not even the names of its tensors are left",
         fix="go back to the checkpoint before, or fetch the file again",

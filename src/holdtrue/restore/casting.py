@@ -7,10 +7,9 @@ import torch
 from torch import Tensor
 
 from holdtrue.capture.raw import dtype_named
-from holdtrue.findings import Finding
+from holdtrue.findings import Finding, grouped
 from holdtrue.formats.view import LazyTensor
 from holdtrue.restore.fresh import Fresh, build_tensor
-from holdtrue.restore.plan import grouped
 
 Change = Literal["same", "widened", "narrowed", "changed"]
 

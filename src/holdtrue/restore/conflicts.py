@@ -8,10 +8,10 @@ import torch
 from torch import Tensor
 from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
-from holdtrue.findings import Finding
+from holdtrue.findings import Finding, grouped
 from holdtrue.records.revival import Revival
 from holdtrue.restore.memento import remember
-from holdtrue.restore.plan import Plan, grouped
+from holdtrue.restore.plan import Plan
 
 # What schedulers of learning rates change in a group, beside the settings they were given.
 RATES = frozenset({"lr", "initial_lr", "max_lr", "min_lr", "swa_lr"})

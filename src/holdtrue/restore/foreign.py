@@ -15,7 +15,7 @@ from holdtrue.doctor.amounts import counted
 from holdtrue.doctor.fit.boxes import of_one_element
 from holdtrue.doctor.fit.layouts import LAYOUTS, Rewrite, find_rewrites
 from holdtrue.doctor.state_dicts import StateDict, state_dicts
-from holdtrue.findings import Finding
+from holdtrue.findings import Finding, grouped
 from holdtrue.formats.view import LazyTensor, View
 from holdtrue.records.inert import Record
 from holdtrue.records.manifest import Part
@@ -24,7 +24,7 @@ from holdtrue.records.trust import class_name
 from holdtrue.restore.candidates import Candidate, Chosen, assign, memory, weigh
 from holdtrue.restore.foreign_training import training_parts
 from holdtrue.restore.places import Places
-from holdtrue.restore.plan import Choice, Plan, grouped, renamer
+from holdtrue.restore.plan import Choice, Plan, renamer
 
 
 class Foreign(Struct):

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from holdtrue.capture.module import Entry, entries
 from holdtrue.capture.raw import dtype_named
 from holdtrue.errors import RestoreError, fail
-from holdtrue.findings import Finding
+from holdtrue.findings import Finding, several
 from holdtrue.formats.view import LazyTensor
 from holdtrue.records.dtypes import extent, product
 from holdtrue.restore.fresh import Fresh, unusable
@@ -121,5 +121,5 @@ def _without_values(places: list[str]) -> Finding:
         why="they would hold whatever the memory held: the class gained them since, or the file "
         "leaves them out",
         fix="build the model in your own code, then ck.restore(model=model)",
-        places=tuple(places) if len(places) > 1 else (),
+        places=several(places),
     )

@@ -12,7 +12,7 @@ from holdtrue.capture.module import (
 )
 from holdtrue.capture.raw import dtype_name
 from holdtrue.doctor.amounts import counted
-from holdtrue.findings import Finding
+from holdtrue.findings import Finding, grouped
 from holdtrue.formats.view import LazyTensor
 from holdtrue.records.parts import ModuleState
 from holdtrue.restore.casting import dtype_findings
@@ -22,7 +22,7 @@ from holdtrue.restore.naming import rename_hint
 from holdtrue.restore.own_state import any_custom_state, plan_own_state
 from holdtrue.restore.place import plan_tensor
 from holdtrue.restore.plain import plan_plain
-from holdtrue.restore.plan import Action, Plan, grouped, renamer, selects
+from holdtrue.restore.plan import Action, Plan, renamer, selects
 from holdtrue.restore.ties import plan_ties
 
 
@@ -122,7 +122,12 @@ def _compare_names(
             grouped(
                 "buffers-kept",
                 "note",
-                f"{len(volatile)} buffers that are not part of the state keep their values",
+                f"{counted(len(volatile), 'buffer')} that "
+                + (
+                    "is not part of the state keeps its value"
+                    if len(volatile) == 1
+                    else "are not part of the state keep their values"
+                ),
                 volatile,
                 why="the target declares them non-persistent, and the file does not have them",
             )
@@ -199,7 +204,8 @@ def _compare_shapes(
             grouped(
                 "shape-mismatch",
                 "error",
-                f"{len(wrong)} tensors have another shape here",
+                f"{counted(len(wrong), 'tensor')} "
+                f"{'has' if len(wrong) == 1 else 'have'} another shape here",
                 wrong,
                 why="the model was built with other sizes: classes, vocabulary, channels or layers",
                 fix="build the target with the saved sizes, or keep its own values: "
@@ -211,7 +217,8 @@ def _compare_shapes(
             grouped(
                 "values-missing",
                 "error",
-                f"{len(empty)} tensors of the file have no values",
+                f"{counted(len(empty), 'tensor')} of the file "
+                f"{'has' if len(empty) == 1 else 'have'} no values",
                 empty,
                 why="they were on the meta device when saved: a shape and a dtype, no numbers",
                 fix="save the model once it has values, or keep the target's: "
@@ -250,7 +257,12 @@ def _plan_entries(
             grouped(
                 "requires-grad-restored",
                 "note",
-                f"{len(thawed)} parameters are frozen or trained again as they were",
+                f"{counted(len(thawed), 'parameter')} "
+                + (
+                    "is frozen or trained again as it was"
+                    if len(thawed) == 1
+                    else "are frozen or trained again as they were"
+                ),
                 thawed,
             )
         )
@@ -313,7 +325,12 @@ def _plan_flags(part: str, state: ModuleState, module: nn.Module, plan: Plan) ->
             grouped(
                 "training-restored",
                 "note",
-                f"{len(wanted)} modules train or evaluate again as they did when saved",
+                f"{counted(len(wanted), 'module')} "
+                + (
+                    "trains or evaluates again as it did when saved"
+                    if len(wanted) == 1
+                    else "train or evaluate again as they did when saved"
+                ),
                 switched,
             )
         )

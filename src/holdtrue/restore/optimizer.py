@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 
 from holdtrue.capture.optimizer import parameter_names
-from holdtrue.findings import Finding
+from holdtrue.doctor.amounts import counted
+from holdtrue.findings import Finding, grouped
 from holdtrue.formats.view import LazyTensor
 from holdtrue.records.parts import OptimizerState
 from holdtrue.records.trust import class_name
@@ -26,7 +27,7 @@ from holdtrue.restore.conflicts import (
 )
 from holdtrue.restore.fresh import Fresh
 from holdtrue.restore.moments import Place, decode_state, without_values
-from holdtrue.restore.plan import Action, Groups, Plan, grouped
+from holdtrue.restore.plan import Action, Groups, Plan
 from holdtrue.restore.value import by_position, decode_into
 
 # Settings that say how a step is computed, not what: they follow the machine, not the file.
@@ -96,7 +97,8 @@ def _by_position(
     plan.found(
         by_position(
             part,
-            f"{len(nameless)} parameters of this optimizer are matched by their position",
+            f"{counted(len(nameless), 'parameter')} of this optimizer "
+            f"{'is matched by its' if len(nameless) == 1 else 'are matched by their'} position",
             why="the file knows their names, but the model that has them is not among the targets"
             if in_file
             else "the file has no names for them: it was saved without the model",
@@ -118,7 +120,8 @@ def _compare_parameters(
             grouped(
                 "optimizer-params-missing",
                 "error",
-                f"the file has no place for {len(new - old)} parameters of this optimizer",
+                f"the file has no place for {counted(len(new - old), 'parameter')} of this "
+                "optimizer",
                 sorted(new - old),
                 why="they were added, unfrozen or renamed since; torch would match by position",
                 fix="give the model to the same restore(), so that names are known, or start them "
@@ -130,7 +133,8 @@ def _compare_parameters(
             grouped(
                 "optimizer-params-unexpected",
                 "error",
-                f"{len(old - new)} parameters of the saved optimizer are not in this one",
+                f"{counted(len(old - new), 'parameter')} of the saved optimizer "
+                f"{'is' if len(old - new) == 1 else 'are'} not in this one",
                 sorted(old - new),
                 why="they were frozen, removed or renamed since",
                 fix='drop their state: allow=["optimizer-params-unexpected"]',
@@ -162,7 +166,9 @@ def _compare_shapes(
             grouped(
                 "optimizer-shapes",
                 "error",
-                f"{len(wrong)} parameters of this optimizer have another shape than the saved ones",
+                f"{counted(len(wrong), 'parameter')} of this optimizer "
+                f"{'has' if len(wrong) == 1 else 'have'} another shape than the saved "
+                f"{'one' if len(wrong) == 1 else 'ones'}",
                 wrong,
                 why="without the model they are matched by position, and the order has changed"
                 if _anonymous(here)
@@ -380,7 +386,8 @@ def _no_values(part: str, empty: list[str]) -> Finding:
     return grouped(
         "values-missing",
         "error",
-        f"{len(empty)} tensors of the optimizer have no values in the file",
+        f"{counted(len(empty), 'tensor')} of the optimizer "
+        f"{'has' if len(empty) == 1 else 'have'} no values in the file",
         [f"{part}: {name}" for name in empty],
         why="they were on the meta device when saved: a shape and a dtype, no numbers",
         fix="save the optimizer once it has values, or leave this one as it is: "

@@ -15,11 +15,11 @@ from holdtrue.capture.module import (
     restored_state,
     walk,
 )
-from holdtrue.findings import Finding
+from holdtrue.findings import Finding, grouped
 from holdtrue.records.parts import CustomState, ModuleState
 from holdtrue.restore.fresh import Fresh, decode_value
 from holdtrue.restore.memento import remember_attributes
-from holdtrue.restore.plan import Action, Plan, grouped
+from holdtrue.restore.plan import Action, Plan
 from holdtrue.restore.value import decode_into
 
 

@@ -120,15 +120,3 @@ def selects(plan: Plan, part: str, name: str) -> bool:
     }
     plan.used |= fitting
     return bool(fitting)
-
-
-def grouped(code: str, severity: Any, what: str, places: list[str], **more: Any) -> Finding:
-    """One finding for one cause in several places."""
-    return Finding(
-        code=code,
-        severity=severity,
-        where=places[0],
-        what=what,
-        places=tuple(places) if len(places) > 1 else (),
-        **more,
-    )

@@ -9,7 +9,7 @@ from msgspec import Struct, field
 from torch import nn
 from torch.nn import functional
 
-from holdtrue.findings import Finding
+from holdtrue.findings import Finding, several
 from holdtrue.records.recipe import TORCH_FUNCTIONS, Need
 from holdtrue.records.trust import Trust, class_name, covers, find_class, find_imported
 
@@ -108,7 +108,7 @@ def _not_trusted(where: str, names: list[str]) -> Finding:
         what="the recipe names what nobody agreed to build: " + ", ".join(names),
         why="a file alone never makes holdtrue call anything but torch's own layers",
         fix=f"if you know them: ck.build(..., trust=[{short}]), or by package: trust=[{packages}]",
-        places=tuple(names) if len(names) > 1 else (),
+        places=several(names),
     )
 
 
@@ -122,7 +122,7 @@ def _not_imported(where: str, names: list[str]) -> Finding:
         why="a file never makes holdtrue import anything",
         fix=f"import {', '.join(modules)} first; where the code is lost, `holdtrue inspect "
         "--source` shows the text that was kept",
-        places=tuple(names) if len(names) > 1 else (),
+        places=several(names),
     )
 
 

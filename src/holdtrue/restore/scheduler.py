@@ -13,10 +13,11 @@ from msgspec.structs import replace
 from torch import Tensor
 from torch.optim.lr_scheduler import LRScheduler
 
-from holdtrue.findings import Finding
+from holdtrue.doctor.amounts import counted
+from holdtrue.findings import Finding, grouped
 from holdtrue.records.revival import Revival
 from holdtrue.restore.conflicts import from_code, plan_replay
-from holdtrue.restore.plan import Plan, grouped
+from holdtrue.restore.plan import Plan
 
 _PER_GROUP = ("lrs", "_last_lr", "momentums", "lr_lambdas")  # how the names of such lists end
 # Arguments that move on with every step, and settings that go by another name than their argument.
@@ -196,7 +197,7 @@ def _groups_changed(where: str, live: Any) -> Finding:
         "get the rates of another",
         fix="build the groups as they were saved, or keep the values the scheduler has here: "
         'allow=["scheduler-groups-changed"]',
-        expected=f"{len(live.optimizer.param_groups)} groups",
+        expected=counted(len(live.optimizer.param_groups), "group"),
     )
 
 

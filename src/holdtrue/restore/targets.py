@@ -10,7 +10,7 @@ from torch import nn
 
 from holdtrue.capture.parts import RNG, has_own_state, known_tensors
 from holdtrue.capture.probe import PROBE
-from holdtrue.findings import Finding
+from holdtrue.findings import Finding, grouped
 from holdtrue.records.manifest import Part
 from holdtrue.records.parts import ModuleState, OptimizerState
 from holdtrue.records.trust import class_name
@@ -18,7 +18,7 @@ from holdtrue.restore.architecture import plan_architecture
 from holdtrue.restore.fresh import Fresh, unusable
 from holdtrue.restore.module import plan_module
 from holdtrue.restore.optimizer import plan_optimizer
-from holdtrue.restore.plan import ALLOWABLE, Choice, Plan, grouped
+from holdtrue.restore.plan import ALLOWABLE, Choice, Plan
 from holdtrue.restore.value import other_class, plan_loader, plan_rng, plan_value
 
 

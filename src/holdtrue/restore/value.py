@@ -12,14 +12,14 @@ from torch import Tensor
 from holdtrue.capture import loader as loaders
 from holdtrue.capture.parts import has_own_state
 from holdtrue.capture.rng import sources
-from holdtrue.findings import Finding
+from holdtrue.findings import Finding, grouped
 from holdtrue.records.manifest import Part
 from holdtrue.records.revival import Revival, set_state
 from holdtrue.records.trust import class_name
 from holdtrue.records.values import TAG, Decoding
 from holdtrue.restore.fresh import Fresh, decode_value, unusable
 from holdtrue.restore.memento import remember
-from holdtrue.restore.plan import Action, Copy, Plan, grouped
+from holdtrue.restore.plan import Action, Copy, Plan
 from holdtrue.restore.scheduler import fit_scheduler
 
 Undo = Callable[[], None]

@@ -41,6 +41,11 @@ class Saving:
         """Bytes that were written, and not linked; None before it is durable."""
         return self._saved.written if self._saved else None
 
+    @property
+    def buffered(self) -> str | None:
+        """Why large files went through the page cache; None where they did not, and before."""
+        return self._saved.buffered if self._saved else None
+
     def wait(self) -> Saved | None:
         """Wait until it is durable; None for one that was skipped. Raises what it failed with."""
         self._ended.wait()

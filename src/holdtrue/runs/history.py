@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from msgspec import Struct
+from msgspec.structs import replace
 
 from holdtrue.checkpoint import verify
 from holdtrue.errors import HoldtrueError
@@ -46,7 +47,7 @@ def read_history(found: Mapping[int, Path], *, every_byte: bool = False) -> list
     ranking = next((m.ranking for _, m in reversed(whole) if m.ranking), None)
     order = best_first(whole, ranking) if ranking else []
     best = order[0] if order else None
-    return [_marked(entry) if entry.step == best else entry for entry in entries]
+    return [replace(entry, best=True) if entry.step == best else entry for entry in entries]
 
 
 def ranked_by(entries: list[Entry]) -> str | None:
@@ -71,10 +72,6 @@ def _read(step: int, path: Path, before: Manifest | None, every_byte: bool) -> E
         checked="bytes" if every_byte else "sizes",
         changes=() if before is None else tuple(_changes(before, manifest)),
     )
-
-
-def _marked(entry: Entry) -> Entry:
-    return Entry(**{**{n: getattr(entry, n) for n in entry.__struct_fields__}, "best": True})
 
 
 def _changes(before: Manifest, now: Manifest) -> list[str]:

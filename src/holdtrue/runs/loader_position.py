@@ -8,8 +8,7 @@ from msgspec import Struct, field
 from torch.utils.data import DataLoader
 
 from holdtrue.errors import RestoreError, fail
-from holdtrue.findings import Finding
-from holdtrue.restore.plan import grouped
+from holdtrue.findings import Finding, grouped
 from holdtrue.runs.loader_order import Order, endless
 from holdtrue.runs.loader_workers import keeps_state, one_by_one
 

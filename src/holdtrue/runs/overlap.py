@@ -17,7 +17,7 @@ from holdtrue.capture.tensors import Source
 from holdtrue.engine.layout import PlannedFile
 from holdtrue.engine.staging import copy_in
 from holdtrue.errors import SaveError, fail
-from holdtrue.findings import Finding
+from holdtrue.findings import Finding, several
 
 
 class StepGate:
@@ -134,7 +134,7 @@ def _changed(keys: list[str]) -> Finding:
         code="changed-while-copied",
         severity="error",
         where=keys[0],
-        places=tuple(keys) if len(keys) > 1 else (),
+        places=several(keys),
         what=f"{count} changed while the save was copying; nothing was published",
         why="with overlap=True the copy goes on until the next optimizer.step(), and something "
         "else wrote to the tensors before that: the checkpoint would hold a mix of two moments",

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from holdtrue.capture.parts import RNG
-from holdtrue.findings import Confidence, Finding
+from holdtrue.findings import Confidence, Finding, several
 from holdtrue.runs.held_state import shown
 from holdtrue.runs.outside import GRADIENTS, Unit
 from holdtrue.runs.traces import Deviation
@@ -71,7 +71,7 @@ def not_captured(
         code="state-not-captured",
         severity="error",
         where=unit.path,
-        places=places if len(places) > 1 else (),
+        places=several(places),
         what="the training depends on state that no part of the run has",
         why=f"{mechanism}; {deviation}. {proof}",
         fix=fix,

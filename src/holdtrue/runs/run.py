@@ -15,6 +15,7 @@ from msgspec.structs import replace
 
 from holdtrue.checkpoint import Checkpoint
 from holdtrue.checkpoint import open as open_checkpoint
+from holdtrue.doctor.amounts import counted
 from holdtrue.engine.linking import Earlier
 from holdtrue.engine.staging import Staged, Staging, copy_in
 from holdtrue.engine.telling import Tell
@@ -96,7 +97,7 @@ class Run:
         self._preemption = Preemption() if preemption else None
 
     def __repr__(self) -> str:
-        return f"<run {self.path}: {len(steps(self.path))} checkpoints>"
+        return f"<run {self.path}: {counted(len(steps(self.path)), 'checkpoint')}>"
 
     def __enter__(self) -> Self:
         return self
@@ -354,6 +355,7 @@ class Run:
             saved = write(
                 prepared,
                 copies,
+                images=self._staging.images(prepared.files),
                 earlier=earlier,
                 stall=saving.stall,
                 staging=saving.staging,

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 
+from holdtrue.doctor.amounts import counted
 from holdtrue.doctor.optimizer_states import SavedOptimizer
 from holdtrue.doctor.subjects import Folder, Training
 from holdtrue.doctor.training_state import SavedTraining
@@ -67,7 +68,7 @@ def _completeness(saved: SavedTraining) -> tuple[list[str], list[str]]:
             rows.append(f"{name}: – ({without})")
             lacking.append(name)
 
-    row("model", [_at(m.path, f"{len(m.names)} tensors") for m in saved.models], "no weights")
+    row("model", [_at(m.path, counted(len(m.names), "tensor")) for m in saved.models], "no weights")
     optimizers = [_at(o.path, _optimizer(o)) for o in saved.optimizers]
     optimizers += [_at(path, f"{name}, pickled whole") for path, name in saved.pickled.items()]
     row("optimizer", optimizers, "moments and steps start again")
@@ -93,7 +94,7 @@ def _at(path: str, text: str) -> str:
 
 def _optimizer(saved: SavedOptimizer) -> str:
     """As a row of the table: class, parameters, groups, steps."""
-    parts = [saved.class_name, f"{len(saved.params)} parameters"]
+    parts = [saved.class_name, counted(len(saved.params), "parameter")]
     if len(saved.groups) > 1:
         parts.append(f"{len(saved.groups)} groups")
     without = len(saved.params) - len(saved.state)

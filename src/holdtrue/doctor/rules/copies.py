@@ -6,8 +6,7 @@ from itertools import combinations
 
 from holdtrue.doctor.state_dicts import StateDict, state_dicts
 from holdtrue.doctor.subjects import Weights
-from holdtrue.doctor.tensor_roles import finding
-from holdtrue.findings import Finding
+from holdtrue.findings import Finding, grouped
 from holdtrue.formats.view import LazyTensor
 
 _AVERAGED = re.compile(r"(^|[^a-z])(ema|averaged?|swa|shadow|teacher|target)([^a-z]|$)")
@@ -27,12 +26,12 @@ def equal_states(weights: Weights) -> Iterator[Finding]:
         left, right = _by_name(a), _by_name(b)
         shared = all(_shares(left[name], right[name]) for name in left)
         averaged = _named(special, _AVERAGED)
-        yield finding(
-            [special.path, other.path],
+        yield grouped(
             code="average-equals-raw" if averaged else "best-equals-last",
             severity="warning" if shared else "note",
             what=f"{special.path} and {other.path} hold the same values, all {len(a.names)} "
             "tensors",
+            places=[special.path, other.path],
             why="they lie in the same memory: state_dict() gives the live tensors, not a copy, so "
             "that what was kept went on changing with the model"
             if shared

@@ -7,7 +7,7 @@ from holdtrue.doctor.architecture_pair import Pair
 from holdtrue.doctor.architecture_tensors import compare_registration
 from holdtrue.doctor.fit.comparison import facts
 from holdtrue.doctor.subjects import Fit
-from holdtrue.findings import Finding
+from holdtrue.findings import Finding, several
 from holdtrue.formats.module_tree import find_modules, is_module, module_nodes
 from holdtrue.formats.view import View
 from holdtrue.records.architecture import Kind
@@ -145,4 +145,4 @@ def _short(class_name: str) -> str:
 
 
 def _places(fit: Fit, names: list[str]) -> tuple[str, ...]:
-    return tuple(f"{fit.part}/{name}" for name in names) if len(names) > 1 else ()
+    return several(f"{fit.part}/{name}" for name in names)

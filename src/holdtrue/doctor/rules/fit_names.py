@@ -3,10 +3,11 @@
 import re
 from collections.abc import Iterable, Iterator
 
+from holdtrue.doctor.amounts import counted
 from holdtrue.doctor.fit.comparison import facts, matched, missing, renamed, unexpected
 from holdtrue.doctor.fit.spellings import QUANTISED, is_quantised
 from holdtrue.doctor.subjects import Fit
-from holdtrue.findings import Finding
+from holdtrue.findings import Finding, several
 
 _NUMBERED = re.compile(r"^(.*?\.)?\d+\.")
 _RUNNING = re.compile(r"(^|\.)running_(mean|var)$")
@@ -36,7 +37,8 @@ def names_differ(fit: Fit) -> Iterator[Finding]:
         code="names-differ",
         severity="error",
         where=f"{fit.part}/{next(iter(changed))}",
-        what=f"{len(changed)} tensors of the file have other names in the model",
+        what=f"{counted(len(changed), 'tensor')} of the file "
+        f"{'has another name' if len(changed) == 1 else 'have other names'} in the model",
         why=f"equal shapes, names that are alike{order}; {matched(fit)}",
         fix=f"rename them: {said}" if said else 'map them with rename={"old.*": "new.*"}',
         command=_command(fit),
@@ -76,7 +78,8 @@ def nothing_in_common(fit: Fit) -> Iterator[Finding]:
         where=f"{fit.view.path}: {names[0]}" if names else fit.part,
         what="the file holds an adapter (LoRA) alone, not the model that it belongs to"
         if adapter
-        else f"none of the file's {len(names)} tensors is one of the model's {len(fit.needed)}",
+        else f"none of the file's {counted(len(names), 'tensor')} is one of the model's "
+        f"{len(fit.needed)}",
         why="PEFT saves the adapter without the base model; its names are those of the model "
         "wrapped by get_peft_model"
         if adapter
@@ -257,4 +260,4 @@ def _command(fit: Fit) -> str:
 
 
 def _places(fit: Fit, names: list[str]) -> tuple[str, ...]:
-    return tuple(f"{fit.part}/{name}" for name in names) if len(names) > 1 else ()
+    return several(f"{fit.part}/{name}" for name in names)

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from holdtrue.doctor.fit.comparison import clashes, matched, missing, renamed, unexpected
 from holdtrue.doctor.fit.parametrised import Parametrised
 from holdtrue.doctor.subjects import Fit
-from holdtrue.findings import Finding
+from holdtrue.findings import Finding, several
 
 _KEEPS = {
     "weight_norm": "weight_norm keeps a direction and a length (`weight_g`, `weight_v`, or "
@@ -42,7 +42,7 @@ def parametrised(fit: Fit) -> Iterator[Finding]:
                 saved=", ".join(found[0].sources),
                 expected=", ".join(found[0].places),
                 confidence="certain" if kind == "weight_norm" else "likely",
-                places=tuple(f"{fit.part}/{p}" for p in places) if len(places) > 1 else (),
+                places=several(f"{fit.part}/{p}" for p in places),
             )
 
 

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from holdtrue.doctor.fit.comparison import Clash, clashes, facts, matched, unexpected
 from holdtrue.doctor.fit.spellings import QUANTISED
 from holdtrue.doctor.subjects import Fit
-from holdtrue.findings import Finding
+from holdtrue.findings import Finding, several
 from holdtrue.records.dtypes import product
 
 _POSITIONS = re.compile(r"(^|[._])(pos|position|positions|wpe|pos_embed|positional)\w*", re.I)
@@ -51,7 +51,7 @@ def other_layouts(fit: Fit) -> Iterator[Finding]:
             confidence="likely" if all(r.sure for r in found) else "hint",
             saved=", ".join(str(list(_stored_shape(fit, s))) for s in found[0].sources[:3]),
             expected=", ".join(str(list(t.shape)) for t in list(found[0].made.values())[:3]),
-            places=tuple(f"{fit.part}/{p}" for p in places) if len(places) > 1 else (),
+            places=several(f"{fit.part}/{p}" for p in places),
         )
 
 
@@ -81,7 +81,7 @@ def shape_mismatch(fit: Fit) -> Iterator[Finding]:
             command=fit.proposal.command if fit.proposal else "",
             saved=str(list(found[0].saved.shape)),
             expected=str(list(found[0].here.shape or ())),
-            places=tuple(places) if len(places) > 1 else (),
+            places=several(places),
         )
 
 

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 
 from holdtrue.doctor.fit.comparison import missing, unexpected
 from holdtrue.doctor.subjects import Fit
-from holdtrue.findings import Finding
+from holdtrue.findings import Finding, several
 
 _INTERLEAVED = re.compile(r"(^|\.)query_key_value\.(weight|bias)$")
 _QUERY = re.compile(r"(^|[._])(q|query)(_?(proj|lin|linear))?\.(weight|bias)$")
@@ -46,5 +46,5 @@ def library_layouts(fit: Fit) -> Iterator[Finding]:
                     saved=mine[0],
                     expected=theirs[0],
                     confidence="likely",
-                    places=tuple(f"{fit.part}/{n}" for n in theirs) if len(theirs) > 1 else (),
+                    places=several(f"{fit.part}/{n}" for n in theirs),
                 )

@@ -10,7 +10,7 @@ from msgspec.structs import replace
 from holdtrue.doctor.amounts import size
 from holdtrue.doctor.commands import quoted
 from holdtrue.doctor.subjects import Folder, Kept
-from holdtrue.findings import Finding
+from holdtrue.findings import Finding, several
 from holdtrue.formats.directories import is_stale_index
 
 _UNFINISHED = re.compile(
@@ -74,7 +74,7 @@ def half_written(folder: Folder) -> Iterator[Finding]:
             code="half-written",
             severity="warning",
             where=places[0],
-            places=places if len(places) > 1 else (),
+            places=several(places),
             what="a save or a download began here and never ended",
             why="the file has the name that is given until all bytes are there",
             fix="use another checkpoint, and delete it once nothing writes to it any more",
@@ -85,7 +85,7 @@ def half_written(folder: Folder) -> Iterator[Finding]:
             code="half-written",
             severity="warning",
             where=places[0],
-            places=places if len(places) > 1 else (),
+            places=several(places),
             what="a save began here and never ended",
             why="the process was killed, or the disk was full; no checkpoint was harmed by it",
             fix="the next save of the run clears this away",
@@ -101,7 +101,7 @@ def put_aside(folder: Folder) -> Iterator[Finding]:
             code="put-aside",
             severity="note",
             where=places[0],
-            places=places if len(places) > 1 else (),
+            places=several(places),
             what="damaged checkpoints were put aside",
             why="resume passed over them, and the step was saved anew",
             fix="holdtrue salvage takes out what is whole; then they can be deleted",
@@ -176,8 +176,8 @@ def shards(folder: Folder) -> Iterator[Finding]:
                 code="shard-missing",
                 severity="error",
                 where=places[0],
-                places=places if len(places) > 1 else (),
-                what=f"{len(names)} of {count} shards are missing",
+                places=several(places),
+                what=f"{len(names)} of {count} shards {'is' if len(names) == 1 else 'are'} missing",
                 why=f"each shard holds other tensors; {', '.join(names[:4])} are not in the folder",
                 fix=f"fetch {', '.join(names[:4])} again from where the set came from",
             )

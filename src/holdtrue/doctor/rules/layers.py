@@ -3,15 +3,8 @@
 from collections.abc import Iterator
 
 from holdtrue.doctor.subjects import Weights
-from holdtrue.doctor.tensor_roles import (
-    Named,
-    by_owner,
-    finding,
-    is_table,
-    moments_in,
-    weights_in,
-)
-from holdtrue.findings import Finding
+from holdtrue.doctor.tensor_roles import Named, by_owner, is_table, moments_in, weights_in
+from holdtrue.findings import Finding, Severity, grouped
 
 _UPDATE_BN = "let them see the training data again: torch.optim.swa_utils.update_bn(loader, model)"
 # The factors of adapters that start at zero.
@@ -24,16 +17,16 @@ def negative_variance(weights: Weights) -> Iterator[Finding]:
     """A running variance below zero: its root is NaN."""
     bad = [n for n in _running(weights, "running_var") if n.statistics.negative]
     if bad:
-        yield finding(
-            [
-                f"{n.path}: {n.statistics.negative:,} of {n.statistics.elements:,}, "
-                f"down to {n.statistics.low:.4g}"
-                for n in bad
-            ],
+        yield grouped(
             code="batchnorm-variance",
             severity="error",
             what=f"a running variance is negative in {len(bad)} BatchNorm layer"
             + "s" * (len(bad) > 1),
+            places=[
+                f"{n.path}: {n.statistics.negative:,} of {n.statistics.elements:,}, "
+                f"down to {n.statistics.low:.4g}"
+                for n in bad
+            ],
             why="in eval mode the layer divides by its root, which is NaN; no training makes it "
             "negative, but averaging, subtracting or quantising states does, and damage",
             fix=f"{_UPDATE_BN}; or take the statistics from another checkpoint",
@@ -44,14 +37,18 @@ def zero_variance(weights: Weights) -> Iterator[Finding]:
     """A running variance of zero: the layer's input never changed."""
     bad = [n for n in _running(weights, "running_var") if n.statistics.zeros]
     whole = [n for n in bad if n.statistics.all_zero]
-    for some, severity in ((whole, "warning"), ([n for n in bad if n not in whole], "note")):
+    partly = [n for n in bad if n not in whole]
+    graded: list[tuple[list[Named], Severity]] = [(whole, "warning"), (partly, "note")]
+    for some, severity in graded:
         if some:
-            yield finding(
-                [f"{n.path}: {n.statistics.zeros:,} of {n.statistics.elements:,}" for n in some],
+            yield grouped(
                 code="batchnorm-variance-zero",
                 severity=severity,
                 what=f"a running variance is zero in {len(some)} BatchNorm layer"
                 + "s" * (len(some) > 1),
+                places=[
+                    f"{n.path}: {n.statistics.zeros:,} of {n.statistics.elements:,}" for n in some
+                ],
                 why="in eval mode the layer multiplies by 1/√eps, about 300: its input was "
                 "constant in training (a dead channel), or the statistics were zeroed",
                 fix=_UPDATE_BN,
@@ -65,12 +62,12 @@ def fresh_statistics(weights: Weights) -> Iterator[Finding]:
     fresh = [layer for layer in layers.values() if _has_fresh_statistics(layer)]
     trained = [layer for layer in fresh if _is_trained(layer)]
     if trained:
-        yield finding(
-            [f"{layer['running_mean'].path}: mean 0, variance 1" for layer in trained],
+        yield grouped(
             code="batchnorm-untracked",
             severity="warning",
             what=f"{len(trained)} trained BatchNorm layer{'s' * (len(trained) > 1)} "
             f"{'have' if len(trained) > 1 else 'has'} the statistics of a fresh one",
+            places=[f"{layer['running_mean'].path}: mean 0, variance 1" for layer in trained],
             why="their weights were trained, but mean 0 and variance 1 are what they start with: "
             "the statistics were not carried along, or the layers only ran in eval mode; "
             "in eval mode they normalise by numbers that have nothing to do with the data",
@@ -87,14 +84,14 @@ def lora_without_effect(weights: Weights) -> Iterator[Finding]:
     if not zero:
         return
     whole = len(zero) == len(second)
-    yield finding(
-        [f"{n.path} {list(n.tensor.shape)}" for n in zero],
+    yield grouped(
         code="lora-without-effect",
         severity="warning" if whole else "note",
         what=f"the adapter does nothing: all {len(zero)} of its second factors are zero"
         if whole
         else f"{len(zero)} of {len(second)} adapted layers are not changed: their second factor "
         "is zero",
+        places=[f"{n.path} {list(n.tensor.shape)}" for n in zero],
         why="an adapter starts so, and W + B·A with B = 0 is W: it was saved before its first "
         "step, its parameters were not in the optimizer, or it was made anew before saving",
         fix="check that the trained adapter is the one that is saved, and that the optimizer had "
@@ -129,11 +126,11 @@ def untrained_rows(weights: Weights) -> Iterator[Finding]:
     }
     for what, (places, why) in told.items():
         if places:
-            yield finding(
-                places,
+            yield grouped(
                 code="embedding-rows-untrained",
                 severity="note",
                 what=f"rows of an embedding were never trained: {what}",
+                places=places,
                 why=f"{why}; such a token means nothing to the model",
                 fix="check that the tokenizer does not use these rows, or train them",
                 confidence="likely",

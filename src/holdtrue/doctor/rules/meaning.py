@@ -5,7 +5,7 @@ from typing import Any
 
 from holdtrue.doctor.state_dicts import StateDict, state_dicts
 from holdtrue.errors import HoldtrueError
-from holdtrue.findings import Finding
+from holdtrue.findings import Finding, several
 from holdtrue.formats.tree_walk import each_node, name_of
 from holdtrue.formats.view import LazyTensor, View
 
@@ -28,7 +28,7 @@ def classes_absent(view: View) -> Iterator[Finding]:
         code="classes-absent",
         severity="note",
         where=f"{view.path}: {name}",
-        places=tuple(f"{view.path}: {n}" for n, _ in heads) if len(heads) > 1 else (),
+        places=several(f"{view.path}: {n}" for n, _ in heads),
         what=f"the last layer has {count} outputs, and nothing in the file says what they are",
         why="the order of class names, the vocabulary and the preprocessing are no weights: where "
         "they differ from those in training, each answer is wrong, without an error",

@@ -1,10 +1,11 @@
 """What an optimizer's state shows: moments that cannot be."""
 
 from collections.abc import Iterator
+from typing import Any
 
 from holdtrue.doctor.subjects import Weights
-from holdtrue.doctor.tensor_roles import by_owner, finding, moments_in, optimizer_paths
-from holdtrue.findings import Finding
+from holdtrue.doctor.tensor_roles import by_owner, moments_in, optimizer_paths
+from holdtrue.findings import Finding, grouped
 
 # Sums and averages of squares: never below zero.
 _SQUARES = frozenset({"exp_avg_sq", "max_exp_avg_sq", "square_avg", "sum", "exp_avg_sq_row",
@@ -103,11 +104,11 @@ def no_gradients(weights: Weights) -> Iterator[Finding]:
     zero = [n for n in averages if n.statistics.all_zero]
     if zero and any(count > 0 for count in _steps(weights).values()):
         whole = len(zero) == len(averages)
-        yield finding(
-            [n.path for n in zero],
+        yield grouped(
             code="gradients-zero",
             severity="warning" if whole and len(zero) > 1 else "note",
             what=f"the gradients of {len(zero)} of {len(averages)} parameters were zero",
+            places=[n.path for n in zero],
             why="steps were taken with them, and their average is zero: nothing that the loss "
             "depends on goes through these parameters"
             + (", or the moments were zeroed" if whole else ""),
@@ -133,9 +134,9 @@ def _steps(weights: Weights) -> dict[str, float]:
     return found
 
 
-def _of_moments(weights: Weights, places: list[str], **fields: object) -> Finding:
-    return finding(
-        places,
+def _of_moments(weights: Weights, places: list[str], **fields: Any) -> Finding:
+    return grouped(
+        places=places,
         fix="restore the model alone and begin with a fresh optimizer, or go back to a checkpoint "
         "from before it",
         command=f"holdtrue.open({weights.view.path!r}).restore(model=model)",

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 from holdtrue.doctor.amounts import counted
 from holdtrue.doctor.commands import restore_command
 from holdtrue.doctor.state_dicts import StateDict, state_dicts
-from holdtrue.findings import Finding
+from holdtrue.findings import Finding, several
 from holdtrue.formats.tree_walk import name_of
 from holdtrue.formats.view import LazyTensor, View
 
@@ -113,7 +113,7 @@ def values_missing(view: View) -> Iterator[Finding]:
         code="values-missing",
         severity="warning",
         where=places[0],
-        places=places if len(places) > 1 else (),
+        places=several(places),
         what=f"{counted(len(empty), 'tensor')} of the file {'has' if len(empty) == 1 else 'have'} "
         "no values",
         why="they were on the meta device when saved: a shape and a dtype, no numbers",
@@ -153,7 +153,7 @@ def tied_tensors(view: View) -> Iterator[Finding]:
                 code="tied-tensors",
                 severity="note",
                 where=places[0],
-                places=places if len(places) > 1 else (),
+                places=several(places),
                 what="one tensor stands under several names"
                 if len(tied) == 1
                 else f"{len(tied):,} tensors stand under several names each",
@@ -175,7 +175,7 @@ def numbered_duplicates(view: View) -> Iterator[Finding]:
             code="duplicate-keys",
             severity="warning",
             where=places[0],
-            places=places if len(places) > 1 else (),
+            places=several(places),
             what="two entries have the same name",
             why="a number and its text are two keys of a dict, and one name everywhere else; a "
             "file that is written by name keeps the last of them",
@@ -226,7 +226,7 @@ def _found(
         severity=severity,  # type: ignore[arg-type]
         confidence=confidence,  # type: ignore[arg-type]
         where=places[0],
-        places=places if len(places) > 1 else (),
+        places=several(places),
         what=what,
         why=f"{counted(len(names), 'name')} of {len(state.names):,}: {why}",
         fix=fix,

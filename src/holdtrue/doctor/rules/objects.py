@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from holdtrue.doctor.commands import convert_command, restore_command
 from holdtrue.doctor.importable import distribution_of, findable, installed_version
 from holdtrue.doctor.installed_source import class_of
-from holdtrue.findings import Finding
+from holdtrue.findings import Finding, several
 from holdtrue.formats.module_tree import find_modules, module_nodes
 from holdtrue.formats.tree_walk import name_of
 from holdtrue.formats.view import View
@@ -29,7 +29,7 @@ def whole_model(view: View) -> Iterator[Finding]:
         code="whole-model",
         severity="note",
         where=_where(view, path),
-        places=tuple(_where(view, p) for p in models) if len(models) > 1 else (),
+        places=several(_where(view, p) for p in models),
         what=("a whole model is" if not path else "whole modules are")
         + f" pickled in the file: {model.class_name}",
         why="torch.save(model) stores the object and the names of its classes, not their code: "
@@ -60,7 +60,7 @@ def attribute_missing(view: View) -> Iterator[Finding]:
             code="attribute-missing",
             severity="note" if filled else "warning",
             where=places[0],
-            places=places if len(places) > 1 else (),
+            places=several(places),
             what=f"a pickled {cls.rpartition('.')[2]} has no `{name}`, which its class sets today",
             why="the class was changed since the model was pickled, and pickle does not run "
             "__init__"
@@ -99,7 +99,7 @@ def object_in_file(view: View) -> Iterator[Finding]:
             code="object-in-file",
             severity="note",
             where=places[0],
-            places=places if len(places) > 1 else (),
+            places=several(places),
             what="objects are pickled beside the weights",
             why="the file opens only where their classes can be imported as they were",
             fix="keep plain values in checkpoints; the line keeps them as records",

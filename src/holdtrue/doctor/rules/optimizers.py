@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 
+from holdtrue.doctor.amounts import counted
 from holdtrue.doctor.optimizer_states import SavedOptimizer, moments, shapes_in_order
 from holdtrue.doctor.parameter_order import (
     embed,
@@ -11,7 +12,7 @@ from holdtrue.doctor.parameter_order import (
     saved_names,
 )
 from holdtrue.doctor.subjects import Training
-from holdtrue.findings import Finding
+from holdtrue.findings import Finding, several
 
 _STEPS_APART = 2  # what a save in the middle of a step makes; frozen layers make more
 
@@ -35,7 +36,7 @@ def other_model(training: Training) -> Iterator[Finding]:
             ]
             yield _other(training, saved, places, f"{left.total()} of its moments have a shape")
         elif more > 0:
-            place = f"{saved.path}: {len(saved.params)} parameters"
+            place = f"{saved.path}: {counted(len(saved.params), 'parameter')}"
             yield _other(training, saved, [place], f"{more} of its parameters have a place")
 
 
@@ -50,7 +51,7 @@ def _other(training: Training, saved: SavedOptimizer, places: list[str], which: 
         code="optimizer-other-model",
         severity="warning",
         where=f"{training.view.path}: {places[0]}",
-        places=tuple(places) if len(places) > 1 else (),
+        places=several(places),
         what=f"{saved.path or 'the optimizer'} is of another model: {which} that no tensor of the "
         "model in this file has",
         why="moments have the shapes of their parameters; these were saved from another model, or "
@@ -102,7 +103,7 @@ def steps_differ(training: Training) -> Iterator[Finding]:
             code="optimizer-steps-differ",
             severity="warning" if torn else "note",
             where=odd[0],
-            places=tuple(odd) if len(odd) > 1 else (),
+            places=several(odd),
             what=f"the parameters of {saved.path or 'the optimizer'} took from {values[0]:g} to "
             f"{values[-1]:g} steps",
             why="a save that ran while the optimizer stepped holds moments of two steps, "
@@ -162,7 +163,7 @@ def state_devices(training: Training) -> Iterator[Finding]:
                 code="optimizer-step-device",
                 severity="warning",
                 where=f"{training.view.path}: {steps[0]}",
-                places=tuple(steps) if len(steps) > 1 else (),
+                places=several(steps),
                 what="step counts lie on an accelerator, and the optimizer is neither capturable "
                 "nor fused",
                 why="load_state_dict leaves them where torch.load puts them, and step() stops: "

@@ -7,7 +7,7 @@ from holdtrue.doctor.amounts import counted
 from holdtrue.doctor.commands import convert_command
 from holdtrue.doctor.importable import Found, distribution_of, findable, installed_version
 from holdtrue.doctor.installed_source import defines
-from holdtrue.findings import Finding
+from holdtrue.findings import Finding, several
 from holdtrue.formats.pickle_operations import Operation
 from holdtrue.formats.view import View
 from holdtrue.formats.weights_only import Refused
@@ -39,7 +39,7 @@ def code_in_file(view: View) -> Iterator[Finding]:
         code="code-in-file",
         severity="error" if calls else "warning",
         where=places[0],
-        places=places if len(places) > 1 else (),
+        places=several(places),
         what=f"unpickling this file would {'run' if calls else 'import'} "
         + ", ".join(dict.fromkeys(shown[:_SHOWN])),
         why="a pickle may name any function and its arguments, and torch.load(weights_only=False) "
@@ -66,7 +66,7 @@ def class_missing(view: View) -> Iterator[Finding]:
             code="class-missing",
             severity="warning",
             where=places[0],
-            places=tuple(places) if len(places) > 1 else (),
+            places=several(places),
             what=f"the file needs {shown}, which cannot be imported",
             why="pickle stores an object as its class's name and its attributes; "
             + _REASONS[found].format(top=top, version=_version(top)),
@@ -128,12 +128,12 @@ def _spelling(view: View, opcodes: list[Refused]) -> str:
 
 
 def _refuses(view: View, what: str, why: str, places: list[str]) -> Finding:
-    several = tuple(dict.fromkeys(places))
+    each = tuple(dict.fromkeys(places))
     return Finding(
         code="weights-only-refuses",
         severity="warning",
-        where=several[0] if several else view.path,
-        places=several if len(several) > 1 else (),
+        where=each[0] if each else view.path,
+        places=several(each),
         what=f"torch.load(path) refuses {what}",
         why=f"since torch 2.6 it unpickles with weights_only=True: {why}",
         fix="keeps every tensor and value, without unpickling; holdtrue.open reads it as it is",

@@ -3,8 +3,7 @@
 from collections.abc import Iterator
 
 from holdtrue.doctor.subjects import Weights
-from holdtrue.doctor.tensor_roles import finding
-from holdtrue.findings import Finding
+from holdtrue.findings import Finding, grouped
 
 # The largest finite number of each dtype that is narrower than another.
 _LARGEST = {
@@ -28,12 +27,12 @@ def out_of_range(weights: Weights) -> Iterator[Finding]:
         if not _holds(dtype, float(held.low), float(held.high)):
             lost.append(f"{path}: {held.low:.4g} to {held.high:.4g} in {tensor.dtype}, → {dtype}")
     if lost:
-        yield finding(
-            lost,
+        yield grouped(
             code="values-out-of-range",
             severity="error",
             what=f"values of {len(lost)} tensor{'s' * (len(lost) > 1)} are beyond the model's "
             "dtype",
+            places=lost,
             why="copy_ casts without a word: what float16 cannot hold (above 65504) becomes "
             "infinite",
             fix="before it is restored; bfloat16 has the range of float32, and fewer digits",

@@ -3,12 +3,13 @@
 from collections import Counter
 from collections.abc import Iterator
 
+from holdtrue.doctor.amounts import counted
 from holdtrue.doctor.live_training import LiveOptimizer
 from holdtrue.doctor.optimizer_classes import TORCH, akin, lacking_settings, same_kind
 from holdtrue.doctor.optimizer_match import Matched, matched
 from holdtrue.doctor.subjects import Resuming
 from holdtrue.doctor.training_folder import FORMAT
-from holdtrue.findings import Finding
+from holdtrue.findings import Finding, several
 
 
 def optimizer_absent(resuming: Resuming) -> Iterator[Finding]:
@@ -90,8 +91,8 @@ def parameters_differ(resuming: Resuming) -> Iterator[Finding]:
             severity="error",
             where=f"{resuming.view.path}: {match.saved.path or 'the top'}",
             places=tuple(places),
-            what=f"the file has {sum(saved)} parameters for {match.live.target!r}, which has "
-            f"{sum(here)}" + _layers(new if more else gone, more),
+            what=f"the file has {counted(sum(saved), 'parameter')} for {match.live.target!r}, "
+            f"which has {sum(here)}" + _layers(new if more else gone, more),
             why="parameters were frozen, unfrozen, added or removed since; load_state_dict stops: "
             "a parameter group that doesn't match the size of optimizer's group",
             fix=_by_name(resuming, match)
@@ -181,7 +182,7 @@ def _order(resuming: Resuming, match: Matched, places: list[str]) -> Finding:
         code="optimizer-order-changed",
         severity="error",
         where=f"{resuming.view.path}: {places[0]}",
-        places=tuple(places) if len(places) > 1 else (),
+        places=several(places),
         what=f"the parameters of {match.live.target!r} are in another order than when it was saved",
         why="load_state_dict matches by position, and says nothing: the moments of one weight go "
         "to another",
@@ -196,9 +197,9 @@ def _shapes(resuming: Resuming, match: Matched, places: list[str]) -> Finding:
         code="optimizer-shapes",
         severity="error",
         where=f"{resuming.view.path}: {places[0]}",
-        places=tuple(places) if len(places) > 1 else (),
-        what=f"{len(places)} parameters of {match.live.target!r} have another shape than the saved "
-        "moments",
+        places=several(places),
+        what=f"{counted(len(places), 'parameter')} of {match.live.target!r} "
+        f"{'has' if len(places) == 1 else 'have'} another shape than the saved moments",
         why="load_state_dict does not look at shapes; the next step stops: the size of tensor a "
         "must match the size of tensor b",
         fix="build the model with the saved sizes, or let these parameters start fresh, with the "

@@ -3,11 +3,12 @@
 from collections.abc import Iterator
 from typing import Any
 
+from holdtrue.doctor.amounts import counted
 from holdtrue.doctor.live_training import LiveScheduler
 from holdtrue.doctor.optimizer_match import alike, pair, plain_settings
 from holdtrue.doctor.subjects import Resuming
 from holdtrue.doctor.training_state import SavedScheduler, scheduler_class
-from holdtrue.findings import Finding
+from holdtrue.findings import Finding, several
 
 _SINCE = frozenset({"verbose", "_is_initial", "_get_lr_called_within_step", "_step_count"})
 _PROGRESS = frozenset({
@@ -73,7 +74,7 @@ def not_asked_for(resuming: Resuming) -> Iterator[Finding]:
             code="parts-left",
             severity="note",
             where=f"{resuming.view.path}: {left[0]}",
-            places=tuple(left) if len(left) > 1 else (),
+            places=several(left),
             what="parts of the file were not asked for",
             why="the file keeps them, and what is not loaded starts again",
             fix="give these objects as well, if the code has them",
@@ -121,7 +122,7 @@ def settings_from_file(resuming: Resuming) -> Iterator[Finding]:
                 code="scheduler-settings-from-file",
                 severity="warning",
                 where=places[0],
-                places=tuple(places) if len(places) > 1 else (),
+                places=several(places),
                 what="settings of the scheduler differ; those of the file are used",
                 why="load_state_dict takes all of them: a longer or other schedule in the code has "
                 "no effect",
@@ -165,13 +166,13 @@ def base_rates(resuming: Resuming) -> Iterator[Finding]:
                 code="scheduler-groups-changed",
                 severity="error",
                 where=f"{resuming.view.path}: {saved.path}/base_lrs",
-                what=f"the scheduler was saved with {len(theirs)} parameter groups, its optimizer "
-                f"has {live.groups} here",
+                what=f"the scheduler was saved with {counted(len(theirs), 'parameter group')}, its "
+                f"optimizer has {live.groups} here",
                 why="it has one value for each saved group; the next step stops, or gives one "
                 "group the rate of another",
                 fix="build the groups as they were saved",
-                saved=f"{len(theirs)} groups",
-                expected=f"{live.groups} groups",
+                saved=counted(len(theirs), "group"),
+                expected=counted(live.groups, "group"),
             )
         elif not resuming.live.optimizers and not alike(theirs, here):
             yield Finding(
@@ -208,7 +209,7 @@ def rates_after_loading(resuming: Resuming) -> Iterator[Finding]:
                 code="learning-rate-differs",
                 severity="warning",
                 where=places[0],
-                places=tuple(places) if len(places) > 1 else (),
+                places=several(places),
                 what="the scheduler goes on from other learning rates than its optimizer has",
                 why="a scheduler's load_state_dict does not touch the optimizer, and many compute "
                 "the next rate from the one there",

@@ -7,7 +7,7 @@ from holdtrue.doctor.optimizer_classes import same_kind
 from holdtrue.doctor.optimizer_match import Matched, alike, matched, plain_settings
 from holdtrue.doctor.optimizer_states import scalar
 from holdtrue.doctor.subjects import Resuming
-from holdtrue.findings import Finding
+from holdtrue.findings import Finding, several
 
 # What schedulers change all the time: a difference is the rule where there is one.
 _SCHEDULED = frozenset({"lr", "initial_lr", "max_lr", "min_lr", "max_momentum", "base_momentum"})
@@ -39,7 +39,7 @@ def settings_from_file(resuming: Resuming) -> Iterator[Finding]:
                 code="settings-from-file",
                 severity="warning",
                 where=places[0],
-                places=tuple(places) if len(places) > 1 else (),
+                places=several(places),
                 what="settings of the optimizer differ; those of the file are used",
                 why="load_state_dict replaces the groups' settings: what the code says now is lost "
                 "without a word",
@@ -126,7 +126,7 @@ def rate_moved(resuming: Resuming) -> Iterator[Finding]:
             code="learning-rate-differs",
             severity="warning",
             where=places[0],
-            places=tuple(places) if len(places) > 1 else (),
+            places=several(places),
             what=f"{match.live.target!r} is at the step of the file, and has another learning rate",
             why="a scheduler that is built after the optimizer was loaded sets the first rate of "
             "its schedule again; its own load_state_dict does not take that back",

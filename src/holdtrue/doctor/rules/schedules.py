@@ -6,7 +6,7 @@ from holdtrue.doctor.optimizer_states import SavedOptimizer, scalar
 from holdtrue.doctor.state_dicts import StateDict
 from holdtrue.doctor.subjects import Training
 from holdtrue.doctor.training_state import SavedScheduler
-from holdtrue.findings import Finding
+from holdtrue.findings import Finding, several
 
 
 def rates_differ(training: Training) -> Iterator[Finding]:
@@ -85,7 +85,7 @@ def functions_lost(training: Training) -> Iterator[Finding]:
             code="scheduler-functions",
             severity="note",
             where=f"{training.view.path}: {places[0]}",
-            places=tuple(places) if len(places) > 1 else (),
+            places=several(places),
             what="functions of the scheduler are not in the file; those of the code are used",
             why="torch keeps the attributes of callable objects, and nothing of plain functions",
             fix="build the scheduler with the same functions as before; nothing can check them",

@@ -6,7 +6,7 @@ from holdtrue.doctor.amounts import size
 from holdtrue.doctor.commands import convert_command
 from holdtrue.doctor.file_facts import storages, wasted
 from holdtrue.doctor.state_dicts import nbytes, state_dicts
-from holdtrue.findings import Finding
+from holdtrue.findings import Finding, several
 from holdtrue.formats.tree_walk import children, tensors_by_path
 from holdtrue.formats.view import View
 from holdtrue.limits import MIB
@@ -30,7 +30,7 @@ def storage_waste(view: View) -> Iterator[Finding]:
         code="storage-waste",
         severity="warning" if lost >= _NOTABLE and 2 * lost > total else "note",
         where=places[0],
-        places=places if len(places) > 1 else (),
+        places=several(places),
         what=f"{size(lost)} of the file's {size(total)} belong to no tensor in it",
         why="torch.save writes the whole storage behind a view: a slice of a large tensor brings "
         "all of it along",
@@ -59,7 +59,7 @@ def weights_share(view: View) -> Iterator[Finding]:
         code="more-than-weights",
         severity="note",
         where=places[0] if places else view.path,
-        places=places if len(places) > 1 else (),
+        places=several(places),
         what=f"the file is {total / model:.1f} times the size of its model's weights",
         why="an optimizer's state (twice the weights for Adam), averages or other models are in it",
         fix="takes the weights of one model out; keep the file for resuming",

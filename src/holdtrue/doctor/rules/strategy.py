@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from holdtrue.doctor.amounts import counted, size
 from holdtrue.doctor.commands import convert_command, quoted, restore_command
 from holdtrue.doctor.state_dicts import StateDict, nbytes, state_dicts
-from holdtrue.findings import Finding
+from holdtrue.findings import Finding, several
 from holdtrue.formats.tree_walk import name_of
 from holdtrue.formats.view import LazyTensor, View
 
@@ -45,7 +45,7 @@ def training_checkpoint(view: View) -> Iterator[Finding]:
         code="training-checkpoint",
         severity="note",
         where=places[0],
-        places=places if len(places) > 1 else (),
+        places=several(places),
         what="the weights are not at the top of the file",
         why="load_state_dict on the whole file finds no name that it knows: the weights lie at "
         f"{lie}{beside}",

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 
 from holdtrue.doctor.importable import installed_version
 from holdtrue.doctor.installed_source import defines
-from holdtrue.findings import Finding
+from holdtrue.findings import Finding, several
 from holdtrue.formats.view import View
 from holdtrue.records.dtypes import DTYPES
 
@@ -54,7 +54,7 @@ def newer_dtypes(view: View) -> Iterator[Finding]:
             code="torch-older",
             severity="warning",
             where=places[0],
-            places=tuple(places) if len(places) > 1 else (),
+            places=several(places),
             what=f"torch here has no {dtype}",
             why="loading stops at the name of the dtype",
             saved=f"torch {needed} or later",

@@ -2,16 +2,16 @@
 
 from collections.abc import Iterator
 
+from holdtrue.doctor.amounts import counted
 from holdtrue.doctor.subjects import Weights
 from holdtrue.doctor.tensor_roles import (
     Named,
     earlier_checkpoint,
-    finding,
     infinity_is_meant,
     is_mask,
     weights_in,
 )
-from holdtrue.findings import Finding
+from holdtrue.findings import Finding, grouped
 
 _EXTREME = 1e7  # no layer is trained to weights of this size
 
@@ -24,22 +24,22 @@ def not_finite(weights: Weights) -> Iterator[Finding]:
     bad = [n for n in bad if n not in beside]
     if bad:
         count = sum(n.statistics.nan + n.statistics.infinite for n in bad)
-        yield finding(
-            [_bad_place(n) for n in bad],
+        yield grouped(
             code="weights-not-finite",
             severity="error",
             what=f"{len(bad)} of {len(named)} tensors hold {_kinds(bad)}",
+            places=[_bad_place(n) for n in bad],
             why=_why_not_finite(bad, count, len(named)),
             fix="go back to a checkpoint from before it; every output that depends on these values "
             "is NaN or infinite, and training on from here does not mend it",
             command=earlier_checkpoint(weights.view),
         )
     if beside:
-        yield finding(
-            [_bad_place(n) for n in beside],
+        yield grouped(
             code="value-not-finite",
             severity="note",
             what="a number that is kept beside the weights is NaN",
+            places=[_bad_place(n) for n in beside],
             why="a loss or metric was NaN when it was saved: training may have diverged",
             fix="compare with the checkpoint before: holdtrue diff OTHER THIS",
         )
@@ -56,11 +56,11 @@ def extreme_values(weights: Weights) -> Iterator[Finding]:
         and n.statistics.largest > _EXTREME
     ]
     if bad:
-        yield finding(
-            [f"{n.path}: up to {n.statistics.largest:.3g}" for n in bad],
+        yield grouped(
             code="weights-extreme",
             severity="warning",
-            what=f"weights of a size that training does not give in {_tensors(len(bad))}",
+            what=f"weights of a size that training does not give in {counted(len(bad), 'tensor')}",
+            places=[f"{n.path}: up to {n.statistics.largest:.3g}" for n in bad],
             why="a flipped exponent bit makes one value of a tensor huge; a diverging run makes "
             "many large, shortly before they turn to NaN",
             fix="go back to a checkpoint from before it",
@@ -80,11 +80,14 @@ def denormals(weights: Weights) -> Iterator[Finding]:
     ]
     if heavy:
         most = any(n.statistics.denormals * 2 > n.statistics.elements for n in heavy)
-        yield finding(
-            [f"{n.path}: {n.statistics.denormals:,} of {n.statistics.elements:,}" for n in heavy],
+        yield grouped(
             code="weights-denormal",
             severity="warning" if most else "note",
-            what=f"many values of {_tensors(len(heavy))} are denormal: too small for their dtype",
+            what=f"many values of {counted(len(heavy), 'tensor')} are denormal: too small for "
+            "their dtype",
+            places=[
+                f"{n.path}: {n.statistics.denormals:,} of {n.statistics.elements:,}" for n in heavy
+            ],
             why="weight decay without gradients shrinks weights so, or they were cast to half; "
             "they lose their digits, and many processors are far slower with them",
             fix="cast from a wider copy with a scale, or set them to zero: "
@@ -104,11 +107,11 @@ def beyond_half(weights: Weights) -> Iterator[Finding]:
         and 65504 < n.statistics.largest <= _EXTREME
     ]
     if wide:
-        yield finding(
-            [f"{n.path}: up to {n.statistics.largest:.4g}" for n in wide],
+        yield grouped(
             code="beyond-float16",
             severity="note",
-            what=f"values beyond the range of float16 in {_tensors(len(wide))}",
+            what=f"values beyond the range of float16 in {counted(len(wide), 'tensor')}",
+            places=[f"{n.path}: up to {n.statistics.largest:.4g}" for n in wide],
             why="as float16 they become infinite: its largest number is 65504",
             fix="run the model in bfloat16 or float32",
         )
@@ -133,7 +136,3 @@ def _bad_place(named: Named) -> str:
     held = named.statistics
     counts = [f"{n:,} {what}" for n, what in ((held.nan, "NaN"), (held.infinite, "infinite")) if n]
     return f"{named.path}{list(held.first_bad or ())}: {', '.join(counts)} of {held.elements:,}"
-
-
-def _tensors(count: int) -> str:
-    return "1 tensor" if count == 1 else f"{count:,} tensors"

@@ -3,17 +3,17 @@
 from collections import defaultdict
 from collections.abc import Iterator
 
+from holdtrue.doctor.amounts import counted
 from holdtrue.doctor.subjects import Weights
 from holdtrue.doctor.tensor_roles import (
     Named,
     by_owner,
     earlier_checkpoint,
-    finding,
     is_mask,
     is_table,
     weights_in,
 )
-from holdtrue.findings import Finding
+from holdtrue.findings import Finding, grouped
 from holdtrue.formats.pieces import is_contiguous
 from holdtrue.formats.tensor_bytes import element_bytes
 
@@ -45,12 +45,12 @@ def all_zero(weights: Weights) -> Iterator[Finding]:
     for meant in (False, True):
         some = [n for n in zero if (n.pattern in by_design) == meant]
         if some:
-            yield finding(
-                [f"{n.path} {list(n.tensor.shape)}" for n in some],
+            yield grouped(
                 code="weights-all-zero",
                 severity="note" if meant else "warning",
-                what=f"{_tensors(len(some))} of weights {'is' if len(some) == 1 else 'are'} "
-                "all zero",
+                what=f"{counted(len(some), 'tensor')} of weights "
+                f"{'is' if len(some) == 1 else 'are'} all zero",
+                places=[f"{n.path} {list(n.tensor.shape)}" for n in some],
                 why="every layer has it so: they may start at zero by design, and were not trained"
                 if meant
                 else "whatever goes into such a layer, nothing but its bias comes out: it was "
@@ -77,11 +77,11 @@ def constant(weights: Weights) -> Iterator[Finding]:
     for meant in (False, True):
         some = [n for n in held if (n.pattern in by_design or _is_filter(n)) == meant]
         if some:
-            yield finding(
-                [f"{n.path} {list(n.tensor.shape)}: {n.statistics.low:.4g}" for n in some],
+            yield grouped(
                 code="weights-constant",
                 severity="note" if meant else "warning",
-                what=f"all values are equal in {_tensors(len(some))} of weights",
+                what=f"all values are equal in {counted(len(some), 'tensor')} of weights",
+                places=[f"{n.path} {list(n.tensor.shape)}: {n.statistics.low:.4g}" for n in some],
                 why="all its outputs are equal, and stay equal when it is trained: it was filled "
                 "with one number and never initialised or loaded",
                 fix="take these tensors from another checkpoint, or initialise them",
@@ -104,12 +104,12 @@ def lost_pages(weights: Weights) -> Iterator[Finding]:
                     f"from {start:,}"
                 )
     for kind, places in stretches.items():
-        yield finding(
-            places,
+        yield grouped(
             code="zeros-in-weights",
             severity="note" if kind == "rows" else "warning",
-            what=f"a stretch of zeros in {_tensors(len(places))} "
+            what=f"a stretch of zeros in {counted(len(places), 'tensor')} "
             f"that {'is' if len(places) == 1 else 'are'} dense elsewhere",
+            places=places,
             why=_STRETCHES[kind],
             fix="take the file from its source again, or go back to another checkpoint",
             command=earlier_checkpoint(weights.view),
@@ -132,10 +132,6 @@ def _kind_of_stretch(named: Named) -> str:
     if not named.is_matrix or max(length for _, length in runs) * 4 < held.elements:
         return ""
     return "rows" if whole_rows else "cut"
-
-
-def _tensors(count: int) -> str:
-    return "1 tensor" if count == 1 else f"{count:,} tensors"
 
 
 def _starts_at_zero(named: Named) -> bool:
