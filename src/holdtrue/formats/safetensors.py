@@ -14,7 +14,7 @@ from msgspec import Struct
 
 from holdtrue.errors import DamageError, fail
 from holdtrue.findings import Finding
-from holdtrue.formats.strict_json import strict_json
+from holdtrue.formats.strict_json import strict_decoder, strict_json, too_many
 from holdtrue.limits import limits
 from holdtrue.records.dtypes import SAFETENSORS, product
 
@@ -71,6 +71,12 @@ def parse_header(raw: bytes, file_bytes: int | None, where: str) -> Header:
 
     Without `file_bytes` the data may be cut off; the header is held to the other rules.
     """
+    plain = _canonical(raw)
+    if plain is not None:
+        entries, metadata, covered = plain
+        if file_bytes is not None and covered != file_bytes - len(raw):
+            raise _other_size(where, covered, file_bytes - len(raw))
+        return Header(entries, metadata, len(raw))
     try:
         body = strict_json(raw[8:])
         if not isinstance(body, dict):
@@ -83,6 +89,66 @@ def parse_header(raw: bytes, file_bytes: int | None, where: str) -> Header:
     if file_bytes is not None and covered != file_bytes - len(raw):
         raise _other_size(where, covered, file_bytes - len(raw))
     return Header(entries, metadata, len(raw))
+
+
+class _Described(Struct, frozen=True, gc=False, forbid_unknown_fields=True):
+    """A tensor as the header has it."""
+
+    dtype: str
+    shape: tuple[int, ...]
+    data_offsets: tuple[int, int]
+
+
+_TENSORS = msgspec.json.Decoder(dict[str, _Described])
+_METADATA = b'{"__metadata__":'
+
+
+def _canonical(raw: bytes) -> tuple[dict[str, Entry], dict[str, str], int] | None:
+    """Entries, metadata and bytes of data of a header that is as all writers write it; else None.
+
+    Decoding by type is eight times as fast as `strict_json`, and lets names stand twice. What
+    encodes to the very same bytes again has none that do, and nothing else that was overlooked.
+    Whatever is odd about a header is told by the other way.
+    """
+    try:
+        body = raw[8:].rstrip(b" ")
+        if too_many(body):
+            return None
+        metadata: dict[str, str] = {}
+        if body.startswith(_METADATA):
+            text = body.decode("utf-8")
+            found, end = strict_decoder.raw_decode(text, len(_METADATA))
+            metadata = _metadata(found)
+            if text[end : end + 2] not in (',"', "}"):
+                return None
+            body = b"{" + text[end:].removeprefix(",").encode("utf-8")
+        described = _TENSORS.decode(body)
+        if msgspec.json.encode(described) != body:
+            return None
+    except (msgspec.MsgspecError, ValueError, RecursionError):
+        return None
+    entries: dict[str, Entry] = {}
+    sizes: dict[tuple[str, tuple[int, ...]], int | None] = {}
+    position = 0
+    for name, one in described.items():
+        kind = one.dtype, one.shape
+        if kind not in sizes:
+            sizes[kind] = _stored(*kind)
+        begin, end = one.data_offsets
+        size = sizes[kind]
+        if begin != position or size is None or end != begin + size:
+            return None
+        entries[name] = Entry(name, one.dtype, one.shape, begin, end)
+        position = end
+    return (entries, metadata, position) if position < 1 << 63 else None
+
+
+def _stored(code: str, shape: tuple[int, ...]) -> int | None:
+    """The bytes that a tensor takes; None where that is not for sure."""
+    if code not in SAFETENSORS or len(shape) > limits().dimensions:
+        return None
+    bits = product(shape) * SAFETENSORS[code][1]
+    return None if bits % 8 or not all(0 <= n < 1 << 63 for n in shape) else bits // 8
 
 
 def _metadata(value: Any) -> dict[str, str]:
