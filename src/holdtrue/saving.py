@@ -18,6 +18,7 @@ from holdtrue.capture.metrics import capture_metrics
 from holdtrue.capture.parts import RNG, Captured, capture
 from holdtrue.capture.probe import PROBE
 from holdtrue.capture.tensors import Source
+from holdtrue.capture.together import copy_together
 from holdtrue.engine.checkpoint import write_checkpoint
 from holdtrue.engine.layout import PlannedFile, lay_out
 from holdtrue.engine.linking import Earlier
@@ -222,6 +223,7 @@ def write(
                 prepared.files,
                 sources,
                 images=images,
+                together=copy_together,
                 earlier=earlier,
                 cost=cost,
                 waited=waited,

@@ -12,12 +12,9 @@ from msgspec import Struct
 from holdtrue.engine.buffers import anonymous, padded
 from holdtrue.engine.layout import Placement, PlannedFile
 from holdtrue.engine.threads import in_threads
-from holdtrue.engine.windows import Readable, check_size
+from holdtrue.engine.windows import Readable, Together, check_size
 from holdtrue.engine.write import batches
 from holdtrue.limits import limits
-
-# Copies sources that lie one behind the other in one call, where it can; True where it did.
-Together = Callable[[list[Readable], memoryview], bool]
 
 
 class Staged(Struct, frozen=True, eq=False):

@@ -15,7 +15,7 @@ from holdtrue.engine.buffers import PAGE, lease, padded
 from holdtrue.engine.layout import Placement, PlannedFile
 from holdtrue.engine.new_file import NewFile
 from holdtrue.engine.threads import in_threads
-from holdtrue.engine.windows import Filling, Readable, Window, windows
+from holdtrue.engine.windows import Filling, Readable, Together, Window, windows
 from holdtrue.limits import limits
 
 Progress = Callable[[int], None]  # told how many more bytes have been written, on any thread
@@ -39,11 +39,12 @@ def write_files(
     sources: Mapping[str, Readable],
     progress: Progress | None = None,
     images: Mapping[str, memoryview] | None = None,
+    together: Together | None = None,
 ) -> FilesWritten:
     """Write and fsync every file. Raises OSError.
 
     `images` are page-aligned memory, padded to whole pages, in which the tensors of a file lie at
-    their offsets already: they are written from there.
+    their offsets already: they are written from there. `together` is offered small neighbours.
     """
     opened: list[NewFile] = []
     fillings: list[Filling] = []
@@ -55,7 +56,7 @@ def write_files(
             made = NewFile(directory / file.name, file.nbytes, direct=direct)
             opened.append(made)
             image = (images or {}).get(file.name)
-            filling = Filling(file, sources)
+            filling = Filling(file, sources, together)
             fillings.append(filling)
             if image is not None:
                 image[: len(file.head)] = file.head
