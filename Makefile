@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
-.PHONY: demo test test-all lint bench-diagnosis clean
+.PHONY: demo test test-all lint bench bench-diagnosis clean
 
 demo: .venv/demo-installed
 	$(BIN)/holdtrue demo
@@ -20,14 +20,20 @@ lint: .venv/dev-installed
 	$(BIN)/mypy
 	$(BIN)/lint-imports --no-logo
 
-# In an environment of its own: the tools that the doctor is compared with are not ours to install.
+# In an environment of its own: the tools that we are compared with are not ours to install.
+# Twenty minutes and more, on a machine that does nothing else; as root, files are really cold.
+bench: .venv-bench/installed
+	.venv-bench/bin/python -m benchmarks --write
+
 bench-diagnosis: .venv-bench/installed
 	.venv-bench/bin/python -m benchmarks.diagnosis --write
 
-.venv-bench/installed: benchmarks/diagnosis/requirements.txt pyproject.toml constraints.txt
+BENCH_REQUIREMENTS := benchmarks/diagnosis/requirements.txt benchmarks/speed/requirements.txt
+
+.venv-bench/installed: $(BENCH_REQUIREMENTS) pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv-bench
 	.venv-bench/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt \
-		-e '.[dev]' -r benchmarks/diagnosis/requirements.txt
+		-e '.[dev]' $(addprefix -r ,$(BENCH_REQUIREMENTS))
 	touch $@
 
 .venv/bin/python:

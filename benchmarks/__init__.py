@@ -1,1 +1,2 @@
-"""Measurements, each a ratio between things run in turn. Run one as `python -m benchmarks.NAME`."""
+"""Measurements, each of things run in turn: `python -m benchmarks` for speed; the others as
+`python -m benchmarks.NAME`."""

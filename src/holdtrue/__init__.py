@@ -1,8 +1,10 @@
 """Keep, open and diagnose PyTorch training state: what you save is what you load, exactly."""
 
-from typing import TYPE_CHECKING, Any
-
+# As type checkers know it; `typing` itself takes longer to import than all that is here.
+TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from typing import Any
+
     from holdtrue.capture.buildable import buildable
     from holdtrue.capture.probe import Probe
     from holdtrue.checkpoint import Checkpoint, open, verify
@@ -76,7 +78,7 @@ _HOMES = {
 }
 
 
-def __getattr__(name: str) -> Any:
+def __getattr__(name: str) -> "Any":
     # On demand, so that `import holdtrue` is instant and `holdtrue.open` works without torch.
     if name not in _HOMES:
         raise AttributeError(f"module 'holdtrue' has no attribute {name!r}")

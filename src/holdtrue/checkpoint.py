@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from msgspec.structs import replace
 
 from holdtrue.engine.read import verify_storages
-from holdtrue.engine.telling import Tell
+from holdtrue.engine.telling import Tell, telling
 from holdtrue.errors import DamageError, HoldtrueError, fail, torch_missing
 from holdtrue.findings import Finding, Report, report
 from holdtrue.formats.checkpoint_directory import read_manifest, to_view
@@ -299,7 +299,13 @@ def open(path: str | os.PathLike[str], *, trust: Iterable[type | str] = ()) -> C
     return Checkpoint(place, to_view(place, manifest), agreed, manifest, os.fspath(path))
 
 
-def verify(path: str | os.PathLike[str], *, model: Any = None, preprocess: Any = None) -> Report:
+def verify(
+    path: str | os.PathLike[str],
+    *,
+    model: Any = None,
+    preprocess: Any = None,
+    progress: Tell | None = None,
+) -> Report:
     """Read every byte of a checkpoint and compare it with what its format keeps. Needs no torch.
 
     holdtrue's own are checked in full; for other formats the report says, as not checked, what they
@@ -307,8 +313,9 @@ def verify(path: str | os.PathLike[str], *, model: Any = None, preprocess: Any =
 
     With a `model`, or a function that makes one, the saved probe is run as well: with a copy of the
     model that has been restored, and with `preprocess` where the probe goes through one.
+    `progress` is told bytes done and bytes in all, from any thread.
     """
-    found = _verify(path)
+    found = _verify(path, progress)
     if model is None or not found.ok:
         return found
     from holdtrue.restore.probing import verify_probe
@@ -324,21 +331,29 @@ def verify(path: str | os.PathLike[str], *, model: Any = None, preprocess: Any =
     )
 
 
-def _verify(path: str | os.PathLike[str]) -> Report:
+def _verify(path: str | os.PathLike[str], progress: Tell | None) -> Report:
     place = locate(path)
     try:
         if not is_ours(place):
-            return verify_view(read_any(str(place)))
+            view = read_any(str(place))
+            with telling(progress, _proved_bytes(view)) as told:
+                return verify_view(view, told)
         manifest = read_manifest(place)
         view = to_view(place, manifest)
     except DamageError as error:
         return error.report
     storages = [p.storage for t in view.tensors.values() for p in t.pieces]
-    findings = verify_storages(storages)
+    with telling(progress, _proved_bytes(view)) as told:
+        findings = verify_storages(storages, told)
     listed = {NAME, *manifest.files}
     strays = sorted(n for n in os.listdir(place) if n not in listed and n != "source")
     findings += [_stray(place / name) for name in strays]
     return report(str(place), findings)
+
+
+def _proved_bytes(view: View) -> int:
+    storages = [p.storage for t in view.tensors.values() for p in t.pieces]
+    return sum(nbytes for _, _, nbytes in {(s.file, s.offset, s.nbytes) for s in storages})
 
 
 def foreign_parts(view: View) -> dict[str, Any]:

@@ -42,7 +42,8 @@ class Limits(Struct, frozen=True, kw_only=True):
     shard_bytes: int = 4 * GIB  # a part's tensors are split into files of about this size
     frozen_bytes: int = 64 * KIB  # from here on, frozen parameters get a file of their own
     chunk_bytes: int = 8 * MIB  # one read or write
-    threads: int = 4  # readers or writers at once; they release the GIL
+    threads: int = 4  # readers, or those who copy and hash, at once; they release the GIL
+    writes: int = 3  # in flight at once, while as many threads fill the next chunks
     buffer_bytes: int = 64 * MIB  # of page-aligned memory that is kept between reads and writes
     direct_bytes: int = 1 * MIB  # files from this size go past the page cache; 0: none does
 

@@ -11,11 +11,14 @@ from typing import Any
 
 from msgspec import Struct
 
+from holdtrue.capture.before import CapturedBefore, remember
+from holdtrue.capture.collection import put_off
 from holdtrue.capture.environment import environment
 from holdtrue.capture.metrics import capture_metrics
 from holdtrue.capture.parts import RNG, Captured, capture
 from holdtrue.capture.probe import PROBE
 from holdtrue.capture.tensors import Source
+from holdtrue.capture.together import copy_together
 from holdtrue.engine.checkpoint import write_checkpoint
 from holdtrue.engine.layout import PlannedFile, lay_out
 from holdtrue.engine.linking import Earlier
@@ -23,6 +26,7 @@ from holdtrue.engine.telling import Tell, telling
 from holdtrue.engine.windows import Readable
 from holdtrue.errors import SaveError, fail
 from holdtrue.findings import Finding, report
+from holdtrue.limits import Limits, limits
 from holdtrue.records.manifest import (
     NAME,
     SOURCE,
@@ -54,6 +58,14 @@ class Saved(Struct, frozen=True, kw_only=True):
     staging: int = 0  # bytes of memory that held the state while it was written
 
 
+class Before(Struct, frozen=True, eq=False):
+    """What a save found out of parts that the next one may use, where they are as they were."""
+
+    captured: CapturedBefore
+    files: dict[str, list[PlannedFile]]  # by part
+    limits: Limits  # by which they were laid out
+
+
 class Prepared(Struct, frozen=True, kw_only=True, eq=False):
     """A state that has been read and found fit to keep; nothing has been written."""
 
@@ -64,6 +76,7 @@ class Prepared(Struct, frozen=True, kw_only=True, eq=False):
     began: float  # time.perf_counter() at the beginning of the save
     overwrite: bool = False
     aside: Path | None = None
+    before: "Before | None" = None  # for the next save of the same parts, where it was asked for
 
     @property
     def nbytes(self) -> int:
@@ -110,14 +123,35 @@ def prepare(
     probe: Any = None,
     gradients: bool = False,
     began: float | None = None,
+    before: Before | None = None,
+    remember_it: bool = False,
 ) -> Prepared:
     """Read the state of all parts and lay it out. What stands at `target` is replaced, or kept
     under the name `aside`; `began` is when the save was asked for, by `time.perf_counter`.
-    Raises SaveError when something cannot be kept."""
+    `before` is what a save of the same parts remembered. Raises SaveError when something cannot be
+    kept."""
     began = time.perf_counter() if began is None else began
-    captured, files, metrics_node = _captured(
-        target, parts, metrics, overwrite, aside, probe, gradients
-    )
+    if before is not None and before.limits != limits():
+        before = None
+    metrics_node, odd = _checked(target, parts, metrics, overwrite, aside)
+    with put_off():
+        captured = capture(
+            parts, probe, gradients=gradients, before=before.captured if before else None
+        )
+    findings = [*captured.findings, *odd]
+    if any(f.severity == "error" for f in findings):
+        raise SaveError(report(str(target), findings))
+    with put_off():
+        laid_out = {
+            part: before.files[part]
+            if before is not None and part in captured.again
+            else lay_out(captured.tensors, own)
+            for part, own in captured.by_part.items()
+        }
+    files = [file for own in laid_out.values() for file in own]
+    for name, text in captured.texts.items():
+        raw = text.encode("utf-8", "backslashreplace")
+        files.append(PlannedFile(name, raw, len(raw), ()))
     manifest = Manifest(
         created=datetime.now(UTC).isoformat(timespec="seconds"),
         environment=environment(),
@@ -136,7 +170,24 @@ def prepare(
         began=began,
         overwrite=overwrite,
         aside=aside,
+        before=_remembered(before, parts, captured, laid_out)
+        if remember_it and not gradients and not captured.findings
+        else None,
     )
+
+
+def _remembered(
+    before: Before | None,
+    parts: Mapping[str, Any],
+    captured: Captured,
+    laid_out: dict[str, list[PlannedFile]],
+) -> Before:
+    if before is not None and captured.again and captured.again == before.captured.parts.keys():
+        return before
+    made = remember(
+        parts, captured.parts, captured.tensors, captured.by_part, captured.architectures
+    )
+    return Before(made, {part: laid_out[part] for part in made.parts}, limits())
 
 
 def write(
@@ -172,6 +223,7 @@ def write(
                 prepared.files,
                 sources,
                 images=images,
+                together=copy_together,
                 earlier=earlier,
                 cost=cost,
                 waited=waited,
@@ -197,15 +249,15 @@ def write(
     )
 
 
-def _captured(
+def _checked(
     target: Path,
     parts: Mapping[str, Any],
     metrics: Mapping[str, Any] | None,
     overwrite: bool,
     aside: Path | None,
-    probe: Any,
-    gradients: bool,
-) -> tuple[Captured, list[PlannedFile], Any]:
+) -> tuple[Any, list[Finding]]:
+    """The metrics as a node and what is odd about them. Raises SaveError for names and places
+    that cannot be."""
     findings = _check_names(parts)
     if "\0" in str(target):
         findings.append(_zero_character(target))
@@ -216,15 +268,7 @@ def _captured(
     node, odd = capture_metrics(metrics)
     if findings:
         raise SaveError(report(str(target), findings))
-    captured = capture(parts, probe, gradients=gradients)
-    findings = [*captured.findings, *odd]
-    if any(f.severity == "error" for f in findings):
-        raise SaveError(report(str(target), findings))
-    files = lay_out(captured.tensors, captured.sources)
-    for name, text in captured.texts.items():
-        raw = text.encode("utf-8", "backslashreplace")
-        files.append(PlannedFile(name, raw, len(raw), ()))
-    return captured, files, node
+    return node, odd
 
 
 def _check_names(parts: Mapping[str, Any]) -> list[Finding]:

@@ -132,3 +132,15 @@ def test_a_bar_is_shown_on_a_terminal(tmp_path: Path) -> None:
     assert b"keeping" in shown
     assert b"KiB" in shown
     assert b"long" not in shown
+
+
+@pytest.mark.parametrize("kind", ["own", "zip"])
+def test_verify_tells_how_far_it_is(kind: str, tmp_path: Path) -> None:
+    model, heard = nn.Sequential(*(nn.Linear(70, 70) for _ in range(6))), Heard()
+    if kind == "own":
+        holdtrue.save(tmp_path / "c", model=model)
+    else:
+        torch.save(model.state_dict(), tmp_path / "c")
+    with override(chunk_bytes=4096):
+        assert holdtrue.verify(tmp_path / "c", progress=heard).ok
+    heard.check(119_280)

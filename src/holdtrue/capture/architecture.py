@@ -1,12 +1,13 @@
 """The architecture record of a live model. Wrappers are looked through, as in `capture/module`."""
 
 import inspect
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import msgspec
 import torch
 from msgspec import Struct
+from msgspec.structs import replace
 from torch import Tensor, nn
 from torch.nn.modules.lazy import LazyModuleMixin
 
@@ -14,7 +15,7 @@ from holdtrue.capture.attributes import Attributes
 from holdtrue.capture.definitions import class_definition, file_name
 from holdtrue.capture.forward_code import Forward, forward_of, state_names
 from holdtrue.capture.installed import distribution_of, is_installed
-from holdtrue.capture.module import entries, names_of_own_state, walk
+from holdtrue.capture.module import entries, has_getstate, names_of_own_state, walk
 from holdtrue.capture.raw import dtype_name
 from holdtrue.capture.source_code import SourceCode
 from holdtrue.capture.source_files import source_files
@@ -43,6 +44,10 @@ class CapturedArchitecture(Struct, frozen=True, eq=False):
 
     record: Architecture
     sources: dict[str, str]  # file name → text
+    # What the record was made from, beside the modules themselves.
+    classes: dict[type, Forward]
+    attributes: dict[type, set[str]]
+    environment: tuple[frozenset[str], frozenset[str]]
 
 
 def capture_architecture(model: nn.Module) -> CapturedArchitecture:
@@ -51,15 +56,22 @@ def capture_architecture(model: nn.Module) -> CapturedArchitecture:
     names: dict[int, list[str]] = {}
     for entry in entries(model):
         names.setdefault(id(entry.tensor), []).append(entry.name)
-    describing = _Describing(modules, names)
+    held = {identity: group[0] for identity, group in names.items()}
+    describing = _Describing(modules, held)
     positions: dict[bytes, int] = {}
     kinds: list[Kind] = []
     placed: dict[str, int] = {}
+    alike: dict[Any, int] = {}  # what plain modules consist of → their kind
     for path, module in modules:
-        kind = describing.kind(module)
-        position = positions.setdefault(msgspec.json.encode(kind), len(kinds))
-        if position == len(kinds):
-            kinds.append(kind)
+        look = _plain_look(module)
+        position = alike.get(look) if look is not None else None
+        if position is None:
+            kind = describing.kind(module)
+            position = positions.setdefault(msgspec.json.encode(kind), len(kinds))
+            if position == len(kinds):
+                kinds.append(kind)
+            if look is not None and not has_getstate(module):
+                alike[look] = position
         placed[path] = position
     classes = describing.class_records()
     sources = source_files(describing.code, describing.defined)
@@ -73,7 +85,79 @@ def capture_architecture(model: nn.Module) -> CapturedArchitecture:
         distributions=describing.distributions,
         files=tuple(sources),
     )
-    return CapturedArchitecture(record, sources)
+    return describing.captured(record, sources)
+
+
+def describe_again(
+    before: CapturedArchitecture,
+    modules: list[nn.Module],
+    held: Mapping[int, str],
+    odd: Iterable[int],
+) -> CapturedArchitecture | None:
+    """The record of modules that are proved to be as they were, but for the `odd` ones, and for
+    what classes and functions say, which is described anew. None where a module is another."""
+    paths = before.record.modules
+    if len(paths) != len(modules):
+        return None
+    describing = _Describing(list(zip(paths, modules, strict=True)), held)
+    if describing.attributes.environment != before.environment:  # which masks are put over texts
+        return None
+    if any(forward_of(cls) != forward for cls, forward in before.classes.items()):
+        return None
+    describing.know(before)
+    positions = tuple(paths.values()) if odd else ()
+    for place in sorted(odd):
+        kind = before.record.kinds[positions[place]]
+        if msgspec.json.encode(describing.kind(modules[place])) != msgspec.json.encode(kind):
+            return None
+    classes = describing.class_records()
+    sources = source_files(describing.code, describing.defined)
+    record = replace(
+        before.record,
+        classes=classes,
+        functions=describing.code.functions,
+        objects=tuple(describing.attributes.objects),
+        distributions=describing.distributions,
+        files=tuple(sources),
+    )
+    return describing.captured(record, sources)
+
+
+_FEW = 8  # tensors of one module, or items of one of its attributes
+
+
+def _plain_look(module: nn.Module) -> tuple[Any, ...] | None:
+    """All that a module's kind is made of, so that of many that are alike one is described; None
+    for a module that holds more than a few plain values and tensors."""
+    own = vars(module)
+    tensors = {**own["_parameters"], **own["_buffers"]}
+    odd = "parametrizations" in own["_modules"] or any(own.get(hooks) for hooks in _HOOKS)
+    if odd or len(tensors) > _FEW:
+        return None
+    look: list[Any] = [type(module), module.training, len(own["_parameters"])]
+    for name, value in own.items():
+        if name in _INTERNALS:
+            continue
+        kind = type(value)
+        if kind is tuple or kind is list:
+            if len(value) > _FEW or not all(type(v) is int for v in value):
+                return None
+            look.append((name, kind, tuple(value)))
+        elif kind is float:
+            look.append((name, kind, value.hex()))  # 0.0 is not -0.0
+        elif value is None or kind is bool or kind is int or kind is str:
+            look.append((name, kind, value))
+        else:
+            return None
+    apart = own["_non_persistent_buffers_set"]
+    for name, tensor in tensors.items():
+        if tensor is None:
+            look.append((name, None))
+        elif type(tensor) is Tensor or type(tensor) is nn.Parameter:
+            look.append((name, tensor.dtype, tensor.shape, tensor.requires_grad, name in apart))
+        else:
+            return None
+    return tuple(look)
 
 
 def describe_tensors(model: nn.Module) -> Architecture:
@@ -89,20 +173,27 @@ def describe_tensors(model: nn.Module) -> Architecture:
 class _Describing:
     """What is gathered while the modules of one model are gone through."""
 
-    def __init__(
-        self, modules: list[tuple[str, nn.Module]], names: Mapping[int, list[str]]
-    ) -> None:
+    def __init__(self, modules: list[tuple[str, nn.Module]], held: Mapping[int, str]) -> None:
         self.code = SourceCode()
         paths: dict[int, str] = {}
         for path, module in modules:
             paths.setdefault(id(module), path)
-        held = {identity: group[0] for identity, group in names.items()}
         self.attributes = Attributes(self.code, paths, held)
         self.code.describe = self.attributes.node
         self.distributions: dict[str, str] = {}
         self.defined: dict[type, Any] = {}  # user classes → their definitions
         self._classes: dict[type, Forward] = {}
         self._attribute_names: dict[type, set[str]] = {}
+
+    def know(self, before: CapturedArchitecture) -> None:
+        """Take over which classes there are, and which attributes their modules have."""
+        self._classes.update(before.classes)
+        self._attribute_names.update({c: set(names) for c, names in before.attributes.items()})
+
+    def captured(self, record: Architecture, sources: dict[str, str]) -> CapturedArchitecture:
+        return CapturedArchitecture(
+            record, sources, self._classes, self._attribute_names, self.attributes.environment
+        )
 
     def kind(self, module: nn.Module) -> Kind:
         cls = plain_class(type(module))

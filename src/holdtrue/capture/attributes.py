@@ -59,6 +59,11 @@ class Attributes:
         self._environment = {v for v in values if len(v) >= _WHOLE}
         self._within = [v for v in values if len(v) >= _WITHIN]
 
+    @property
+    def environment(self) -> tuple[frozenset[str], frozenset[str]]:
+        """The values of environment variables that are masked, whole and within a text."""
+        return frozenset(self._environment), frozenset(self._within)
+
     def node(self, value: Any, depth: int = 0) -> Any:
         """The node of a value."""
         kind = type(value)

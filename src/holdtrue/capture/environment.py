@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from msgspec.structs import replace
 
 from holdtrue.capture.git import git_state
 from holdtrue.capture.secrets import mask_command
@@ -21,6 +22,17 @@ _MOST_ARGUMENTS, _LONGEST = 200, 1000  # of a command line; characters of one ar
 
 def environment() -> Environment:
     """The record of this process. What cannot change is found out once."""
+    return replace(
+        running(),
+        distributions=_distributions(),
+        command=_command(),
+        hostname=socket.gethostname() if limits().hostname else None,
+        git=git_state(),
+    )
+
+
+def running() -> Environment:
+    """No more than decides which bits come out: what a restore compares, each time."""
     devices = range(torch.cuda.device_count()) if torch.cuda.is_available() else ()
     return Environment(
         holdtrue=_version(),
@@ -34,10 +46,6 @@ def environment() -> Environment:
         accelerators=tuple(torch.cuda.get_device_name(i) for i in devices),
         build=_build(),
         flags=flags(),
-        distributions=_distributions(),
-        command=_command(),
-        hostname=socket.gethostname() if limits().hostname else None,
-        git=git_state(),
     )
 
 

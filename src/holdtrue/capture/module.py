@@ -38,7 +38,10 @@ _WRAPPERS = {
 _LIBRARIES = frozenset({"torch", "lightning", "pytorch_lightning"})
 
 
-class Entry(Struct, frozen=True, eq=False):
+_DEPTH = 900  # of modules in modules, as far as torch itself can follow
+
+
+class Entry(Struct, frozen=True, eq=False, gc=False):
     """A parameter or buffer where it stands: `owner._parameters[attribute]`, or `_buffers`."""
 
     name: str
@@ -78,18 +81,31 @@ def walk(
 
     Wrappers are looked through, or come as well, under the path of what they wrap.
     """
-    *around, module = layers(module)
-    if wrappers:
-        yield from ((path, wrapper) for wrapper in around)
-    yield path, module
-    for name, child in module._modules.items():
-        if child is not None:
-            yield from walk(child, f"{path}.{name}" if path else name, wrappers=wrappers)
+    plain: set[type] = set()  # classes that wrap nothing
+    pending = [(path, module, 0)]
+    while pending:
+        path, module, depth = pending.pop()
+        if depth > _DEPTH:
+            raise RecursionError("the modules contain one another")
+        if type(module) not in plain:
+            *around, inner = layers(module)
+            if inner is module:
+                plain.add(type(module))
+            elif wrappers:
+                yield from ((path, wrapper) for wrapper in around)
+            module = inner
+        yield path, module
+        if module._modules:
+            at = f"{path}." if path else ""
+            children = [(at + n, m, depth + 1) for n, m in module._modules.items() if m is not None]
+            pending += reversed(children)
 
 
 def entries(module: nn.Module) -> Iterator[Entry]:
     """Every parameter and buffer under its clean name, in the order of `state_dict()`."""
     for path, owner in walk(module):
+        if not owner._parameters and not owner._buffers:
+            continue
         prefix = f"{path}." if path else ""
         for attribute, tensor in (*owner._parameters.items(), *owner._buffers.items()):
             if tensor is not None:

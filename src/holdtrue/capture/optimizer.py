@@ -28,18 +28,27 @@ def parameter_names(optimizer: torch.optim.Optimizer, known: Mapping[int, str]) 
     return names
 
 
-def capture_optimizer(
-    optimizer: torch.optim.Optimizer, known: Mapping[int, str], into: TensorSet
-) -> OptimizerState:
-    """The state of an optimizer part; its tensors go `into` the set."""
+def capture_groups(
+    optimizer: torch.optim.Optimizer, names: list[list[str]], into: TensorSet
+) -> list[GroupState]:
+    """The settings of the groups, whose parameters have these names."""
     groups: list[GroupState] = []
-    kept = OptimizerState(groups)
-    names = parameter_names(optimizer, known)
-    by_id: dict[int, str] = {}
     for i, (group, group_names) in enumerate(zip(optimizer.param_groups, names, strict=True)):
         settings = {k: v for k, v in group.items() if k not in GROUP_KEYS}
         node = ValueEncoder(into).encode_state(settings, f"groups[{i}]")
         groups.append(GroupState(group_names, node))
+    return groups
+
+
+def capture_optimizer(
+    optimizer: torch.optim.Optimizer, known: Mapping[int, str], into: TensorSet
+) -> OptimizerState:
+    """The state of an optimizer part; its tensors go `into` the set."""
+    names = parameter_names(optimizer, known)
+    groups = capture_groups(optimizer, names, into)
+    kept = OptimizerState(groups)
+    by_id: dict[int, str] = {}
+    for group, group_names in zip(optimizer.param_groups, names, strict=True):
         for parameter, name in zip(group["params"], group_names, strict=True):
             by_id[id(parameter)] = name
             kept.shapes[name] = list(parameter.shape)

@@ -9,7 +9,8 @@ from msgspec import Struct
 from msgspec.structs import replace
 from torch import Tensor, nn
 
-from holdtrue.capture.architecture import capture_architecture
+from holdtrue.capture.architecture import CapturedArchitecture, capture_architecture
+from holdtrue.capture.before import Again, CapturedBefore, unchanged
 from holdtrue.capture.loader import capture_loader, is_plain_loader
 from holdtrue.capture.module import capture_module, entries
 from holdtrue.capture.optimizer import capture_optimizer
@@ -32,6 +33,9 @@ class Captured(Struct, frozen=True, eq=False):
     sources: dict[str, Source]
     findings: list[Finding]
     texts: dict[str, str]  # files of source code
+    architectures: dict[str, CapturedArchitecture] = {}  # as they were made, by part
+    by_part: dict[str, dict[str, Source]] = {}  # the sources
+    again: frozenset[str] = frozenset()  # parts that are as they were at the save before
 
 
 def known_tensors(parts: Mapping[str, Any]) -> dict[int, str]:
@@ -48,17 +52,30 @@ def known_tensors(parts: Mapping[str, Any]) -> dict[int, str]:
     return known
 
 
-def capture(parts: Mapping[str, Any], probe: Any = None, *, gradients: bool = False) -> Captured:
+def capture(
+    parts: Mapping[str, Any],
+    probe: Any = None,
+    *,
+    gradients: bool = False,
+    before: CapturedBefore | None = None,
+) -> Captured:
     """Read the state of every part, the random states, and what the probe's inputs give.
 
-    Findings say what cannot be kept."""
-    captured = Captured({}, {}, {}, [], {})
-    known = known_tensors(parts)
+    Parts that are proved to be as they were `before` are not described again. Findings say what
+    cannot be kept."""
+    again = unchanged(before, parts) if before is not None and not gradients else {}
+    captured = Captured({}, {}, {}, [], {}, again=frozenset(again))
+    fresh = {name: value for name, value in parts.items() if name not in again}
+    described_anew = any(isinstance(value, torch.optim.Optimizer) for value in fresh.values())
+    known = known_tensors(parts) if described_anew else {}
     # First, and put back: a loader that is asked for its state may draw random numbers, and a save
     # must not change the training that goes on.
-    drawn, before = tensor_set(RNG), {name: (s, s.get()) for name, s in sources().items()}
+    drawn, states = tensor_set(RNG), {name: (s, s.get()) for name, s in sources().items()}
     rng = Part(kind="rng", state=capture_rng(drawn))
     for name, value in parts.items():
+        if name in again:
+            _take_again(captured, name, again[name])
+            continue
         into = tensor_set(name)
         captured.parts[name] = _capture_part(name, value, known, into, gradients)
         _gather(captured, into)
@@ -70,7 +87,7 @@ def capture(parts: Mapping[str, Any], probe: Any = None, *, gradients: bool = Fa
         if answered is not None:
             captured.parts[PROBE] = answered
         _gather(captured, into)
-    for source, state in before.values():
+    for source, state in states.values():
         source.set(state)
     captured.parts[RNG] = rng
     _gather(captured, drawn)
@@ -84,6 +101,20 @@ def _add_architecture(captured: Captured, name: str, model: nn.Module) -> None:
     except Exception as error:  # descriptors and attributes of the model's own classes
         captured.findings.append(_not_described(name, error))
         return
+    _place_architecture(captured, name, made)
+
+
+def _take_again(captured: Captured, name: str, again: Again) -> None:
+    captured.parts[name] = again.part
+    captured.tensors.update(again.records)
+    captured.sources.update(again.sources)
+    captured.by_part[name] = again.sources
+    if again.architecture is not None:
+        _place_architecture(captured, name, again.architecture)
+
+
+def _place_architecture(captured: Captured, name: str, made: CapturedArchitecture) -> None:
+    captured.architectures[name] = made
     placed = {_free(file, text, name, captured.texts): text for file, text in made.sources.items()}
     record = replace(made.record, files=tuple(placed))
     captured.parts[name] = replace(captured.parts[name], architecture=record)
@@ -143,4 +174,5 @@ def _gather(captured: Captured, into: TensorSet) -> None:
     finish(into)
     captured.tensors.update(into.records)
     captured.sources.update(into.sources)
+    captured.by_part[into.part] = into.sources
     captured.findings.extend(into.findings)

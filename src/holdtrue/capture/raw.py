@@ -5,11 +5,16 @@ quantised ones), so bytes are reached through an integer tensor over the same st
 """
 
 import warnings
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
+_PLAIN = {torch.Tensor, torch.nn.Parameter}
+# NumPy has these too, and gives the very memory.
+_NUMBERS = {torch.float64, torch.float32, torch.float16, torch.uint8, torch.int8, torch.int16,
+            torch.int32, torch.int64, torch.bool}  # fmt: skip
 _BY_SIZE = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 
@@ -44,6 +49,11 @@ def raw_view(tensor: Tensor) -> Tensor:
 
 def raw_bytes(tensor: Tensor) -> memoryview:
     """The bytes in C order; without a copy where the tensor is on the CPU and C-contiguous."""
+    common = type(tensor) in _PLAIN and tensor.dtype in _NUMBERS and tensor.is_cpu
+    strided = common and tensor.layout is torch.strided and not tensor.is_nested
+    if strided and tensor.is_contiguous() and not tensor.is_neg():
+        array: np.ndarray[Any, Any] = tensor.detach().numpy()  # the memory itself
+        return array.reshape(-1).view(np.uint8).data
     if tensor.is_conj() or tensor.is_neg():
         tensor = tensor.resolve_conj().resolve_neg()
     view = raw_view(tensor)

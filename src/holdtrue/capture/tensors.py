@@ -2,23 +2,32 @@
 
 import math
 from collections.abc import Callable, Iterator
+from functools import lru_cache
 from typing import Any
 
-import numpy as np
 import torch
 from msgspec import Struct
 from msgspec.structs import replace
 from torch import Tensor
 from torch.nn.parameter import is_lazy
 
-from holdtrue.capture.raw import dtype_name, raw_bytes, raw_view, stored_bytes
+from holdtrue.capture.raw import dtype_name, dtype_named, raw_bytes, raw_view, stored_bytes
 from holdtrue.findings import Finding
 from holdtrue.records.dtypes import DTYPES, contiguous_stride, extent, packed_bytes
 from holdtrue.records.manifest import Quantizer, TensorRecord
 from holdtrue.records.overlaps import Span, mark_overlaps
 from holdtrue.records.trust import class_name
 
+_QUANTIZED = frozenset({"quint8", "qint8", "qint32", "quint4x2", "quint2x4"})
 _PLAIN = {torch.Tensor, torch.nn.Parameter, torch.nn.Buffer}
+# Whose elements are whole bytes, and nothing else: no scale, no neighbour in the same byte.
+_COMMON = {
+    dtype: row
+    for name, row in DTYPES.items()
+    if (dtype := dtype_named(name)) is not None and row.itemsize and name not in _QUANTIZED
+}
+_c_order = lru_cache(maxsize=4096)(contiguous_stride)
+_device_name = lru_cache(maxsize=256)(str)
 _SPARSE: dict[torch.layout, tuple[str, tuple[str, ...]]] = {
     torch.sparse_coo: ("sparse_coo", ("_indices", "_values")),
     torch.sparse_csr: ("sparse_csr", ("crow_indices", "col_indices", "values")),
@@ -28,18 +37,27 @@ _SPARSE: dict[torch.layout, tuple[str, tuple[str, ...]]] = {
 }
 
 
-class Source(Struct, frozen=True, eq=False):
-    """Where the bytes of one stored tensor come from. `read` is called once, on any thread."""
+class Source(Struct, frozen=True, eq=False, gc=False):
+    """Where the bytes of one stored tensor come from; read on any thread."""
 
     code: str  # safetensors dtype
     shape: tuple[int, ...]  # as stored
     nbytes: int
-    read: Callable[[], memoryview]
     tensor: Tensor | None = None  # the live one, where it is a plain tensor
+    read: Callable[[], memoryview] | None = None  # of any other
+
+    @property
+    def direct(self) -> bool:
+        """True where `blocks` gives the tensor's own memory, and no copy of it."""
+        tensor = self.tensor
+        return tensor is not None and tensor.is_cpu and tensor.is_contiguous()
 
     def blocks(self) -> Iterator[memoryview]:
         """The bytes for the writer: in memory already, so in one block."""
-        yield self.read()
+        if self.read is not None:
+            yield self.read()
+        elif self.tensor is not None:
+            yield raw_bytes(self.tensor)
 
 
 class TensorSet(Struct, eq=False):
@@ -72,10 +90,13 @@ def add_tensor(
     A tensor that cannot be kept adds a finding instead. `encode` turns the attributes of tensor
     subclasses into value nodes.
     """
+    known = _add_common(into, tensor, name, persistent)
+    if known is not None:
+        return known
     memory = _memory(tensor)
     if memory in into.known:
         return into.known[memory]
-    key = _free_key(into, name)
+    key = free_key(into, name)
     into.known[memory] = key
     into.held.append(tensor)
     problem = _record(into, tensor, key, persistent, encode)
@@ -89,36 +110,49 @@ def add_tensor(
     return key
 
 
-def add_array(into: TensorSet, array: np.ndarray[Any, Any], name: str) -> str:
-    """Record a NumPy array (no object dtype) and return its key."""
-    memory = ("numpy", id(array))
-    if memory in into.known:
-        return into.known[memory]
-    key = _free_key(into, name)
-    into.known[memory] = key
-    into.held.append(array)
-    native = array.dtype.str  # of a structured one, its width; the value node has the fields
-    torch_name = next((d.name for d in DTYPES.values() if d.numpy == native), None)
-    row = DTYPES[torch_name] if torch_name else None
-    code, shape = (row.code, array.shape + row.trailing) if row else ("U8", (array.nbytes,))
-    into.records[key] = TensorRecord(
-        dtype=torch_name or "uint8",
-        shape=array.shape,
-        numpy=native,
-        stride=_fortran(array),
+def is_common(tensor: Tensor) -> bool:
+    """True for an ordinary tensor: of no other class, strided, not nested, of a common dtype."""
+    return (
+        type(tensor) in _PLAIN
+        and tensor.layout is torch.strided
+        and tensor.dtype in _COMMON
+        and not tensor.is_nested
     )
 
-    def read() -> memoryview:
-        return np.ascontiguousarray(array).reshape(-1).view(np.uint8).data
 
-    into.sources[key] = Source(code, shape, array.nbytes, read)
-    return key
-
-
-def _fortran(array: np.ndarray[Any, Any]) -> tuple[int, ...] | None:
-    if array.flags.c_contiguous or not array.flags.f_contiguous:
+def _add_common(into: TensorSet, tensor: Tensor, name: str, persistent: bool) -> str | None:
+    """What `add_tensor` does, in one step for what nearly all tensors are: plain, of a common
+    dtype, in C order. None for any other: of those more has to be asked."""
+    if not is_common(tensor):
         return None
-    return tuple(reversed(contiguous_stride(tuple(reversed(array.shape)))))
+    row = _COMMON[tensor.dtype]
+    count, shape, stride = tensor.numel(), tuple(tensor.shape), tensor.stride()
+    if not count or stride != _c_order(shape):
+        return None
+    device = tensor.device
+    if tensor.is_neg() or tensor.is_conj() or device.type == "meta":
+        return None
+    first = int(tensor.storage_offset())
+    storage = tensor.data_ptr() - first * row.itemsize
+    memory = (storage, device, tensor.dtype, first, shape, stride, False, False)
+    if memory in into.known:
+        return into.known[memory]
+    key = into.known[memory] = free_key(into, name)
+    into.held.append(tensor)
+    into.records[key] = TensorRecord(
+        dtype=row.name,
+        shape=shape,
+        device=_device_name(device),
+        requires_grad=tensor.requires_grad,
+        parameter=isinstance(tensor, torch.nn.Parameter),
+        persistent=persistent,
+    )
+    stored = shape + row.trailing if row.trailing else shape
+    nbytes = count * row.itemsize
+    into.sources[key] = Source(row.code, stored, nbytes, tensor)
+    into.spans.setdefault((storage, tensor.dtype), []).append((first, first + count, key))
+    into.strides[key] = stride
+    return key
 
 
 def finish(into: TensorSet) -> None:
@@ -147,10 +181,12 @@ def _memory(tensor: Tensor) -> tuple[Any, ...]:
     return ("object", id(tensor))
 
 
-def _free_key(into: TensorSet, name: str) -> str:
+def free_key(into: TensorSet, name: str) -> str:
+    """The key that a tensor of this name gets, another one where it is taken."""
     name = name or into.part  # a part that is one tensor
     # Lone surrogates have no place in JSON, and safetensors keeps one name for itself.
-    name = name.encode("utf-8", "backslashreplace").decode()
+    if not name.isascii():
+        name = name.encode("utf-8", "backslashreplace").decode()
     name = f"{name}~" if name == "__metadata__" else name
     key, n = f"{into.part}/{name}", 2
     while key in into.records:
@@ -222,9 +258,7 @@ def _not_kept(layout: str) -> _Problem:
 def _record_strided(into: TensorSet, tensor: Tensor, key: str, base: TensorRecord) -> None:
     row = DTYPES[base.dtype]
     into.records[key] = replace(base, stride=_kept_stride(tensor))
-    into.sources[key] = Source(
-        row.code, base.shape + row.trailing, stored_bytes(tensor), lambda: raw_bytes(tensor), tensor
-    )
+    into.sources[key] = Source(row.code, base.shape + row.trailing, stored_bytes(tensor), tensor)
     # A conjugate view reads its memory another way than its neighbours do.
     if tensor.numel() and not tensor.is_conj() and not tensor.is_neg():
         first, strides = int(tensor.storage_offset()), tuple(int(n) for n in tensor.stride())
@@ -296,7 +330,7 @@ def _record_quantized(into: TensorSet, tensor: Tensor, key: str, base: TensorRec
         stride=None if packed else _kept_stride(raw_view(tensor)),
     )
     into.sources[key] = Source(
-        row.code, (count,) if packed else base.shape, count, lambda: raw_bytes(tensor)
+        row.code, (count,) if packed else base.shape, count, read=lambda: raw_bytes(tensor)
     )
     return None
 

@@ -20,9 +20,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from holdtrue.capture.arrays import add_array
 from holdtrue.capture.leaves import LEAVES, generator_node
 from holdtrue.capture.objects import take_state
-from holdtrue.capture.tensors import TensorSet, add_array, add_tensor
+from holdtrue.capture.tensors import TensorSet, add_tensor
 from holdtrue.findings import Finding
 from holdtrue.limits import limits
 from holdtrue.records.arrays import describe_dtype

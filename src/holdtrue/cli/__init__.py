@@ -10,8 +10,6 @@ from importlib import import_module
 
 import click
 
-from holdtrue.errors import HoldtrueError
-
 # Name → one line of help. Each command's module is imported when it is called.
 _COMMANDS = {
     "convert": "A checkpoint, whatever its format, in another one.",
@@ -76,11 +74,6 @@ def _called() -> int:
     try:
         # Not standalone: click would end a broken pipe with status 1.
         return int(cli(standalone_mode=False) or 0)
-    except HoldtrueError as error:
-        from holdtrue.cli.render import show_report
-
-        show_report(error.report, json="--json" in sys.argv[1:])
-        return error.exit_code
     except SystemExit as end:
         return end.code if isinstance(end.code, int) else 0
     except click.ClickException as error:
@@ -89,6 +82,15 @@ def _called() -> int:
     except click.Abort:
         print("Aborted!", file=sys.stderr)
         return 130
+    except Exception as error:
+        from holdtrue.errors import HoldtrueError  # not imported where nothing fails
+
+        if not isinstance(error, HoldtrueError):
+            raise
+        from holdtrue.cli.render import show_report
+
+        show_report(error.report, json="--json" in sys.argv[1:])
+        return error.exit_code
 
 
 def _discard_output() -> None:

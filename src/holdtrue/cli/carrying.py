@@ -1,22 +1,20 @@
 """What `convert` and `salvage` have in common: their options, and how their result looks."""
 
 from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
-from rich.text import Text
 
-from holdtrue.cli.render import counted, show_json, size, stdout, styled_finding
-from holdtrue.doctor.convert import Converted
-from holdtrue.doctor.destination import KINDS, title
-from holdtrue.findings import report_to_builtins, summary
-from holdtrue.limits import MIB
+from holdtrue.doctor.kinds import KINDS, title
+
+if TYPE_CHECKING:
+    from holdtrue.doctor.convert import Converted
 
 _Command = TypeVar("_Command", bound=Callable[..., Any])
 
 
 def _in_bytes(ctx: click.Context, param: click.Parameter, value: int | None) -> int | None:
-    return None if value is None else value * MIB
+    return None if value is None else value << 20
 
 
 def carrying_options(command: _Command) -> _Command:
@@ -42,8 +40,13 @@ _OPTIONS = (
 )
 
 
-def show(made: Converted, json: bool) -> None:
+def show(made: "Converted", json: bool) -> None:
     """What was written and what was not, on stdout."""
+    from rich.text import Text
+
+    from holdtrue.cli.render import counted, show_json, size, stdout, styled_finding
+    from holdtrue.findings import report_to_builtins, summary
+
     if json:
         show_json(
             {

@@ -5,9 +5,7 @@ import sys
 import click
 
 from holdtrue.cli.carrying import carrying_options, show
-from holdtrue.cli.progress import progress_bar
-from holdtrue.doctor.convert import convert
-from holdtrue.doctor.destination import Kind
+from holdtrue.doctor.kinds import Kind
 
 
 @click.command(name="convert", short_help="A checkpoint in another format.")
@@ -30,6 +28,9 @@ def command(
 
     Exit status 0: done; 1: the source is damaged, or DST cannot be written; 2: not readable.
     """
+    from holdtrue.cli.progress import progress_bar
+    from holdtrue.doctor.convert import convert
+
     with progress_bar("converting") as progress:
         made = convert(
             src,

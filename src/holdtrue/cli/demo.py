@@ -6,15 +6,14 @@ from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
 from shlex import quote
+from typing import TYPE_CHECKING
 
 import click
-from rich.console import Console
-from rich.text import Text
 
-from holdtrue.cli.render import size, stdout
-from holdtrue.errors import OpenError, fail
-from holdtrue.findings import Finding
-from holdtrue.formats.source import refuse
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from holdtrue.errors import OpenError
 
 
 @click.command(name="demo", short_help="Train, be killed while saving, resume; compare.")
@@ -25,6 +24,8 @@ def command(directory: str | None) -> None:
 
     Takes under a minute on two cores. Exit status 0: all equal; 1: something differs.
     """
+    from holdtrue.cli.render import stdout
+
     for package, extra in (("torch", "torch"), ("sklearn", "demo")):
         if find_spec(package) is None:
             raise _lacking(package, extra)
@@ -35,7 +36,10 @@ def command(directory: str | None) -> None:
     sys.exit(0 if _tell(place, stdout()) else 1)
 
 
-def _tell(place: Path, console: Console) -> bool:
+def _tell(place: Path, console: "Console") -> bool:
+    from rich.text import Text
+
+    from holdtrue.cli.render import size
     from holdtrue.demo.story import TrainingError, compare, kill_while_saving, train_to_the_end
 
     def say(text: str, style: str = "") -> None:
@@ -98,7 +102,9 @@ def _verdict(count: int, what: str, differing: list[str], say: Callable[..., Non
         say(f"   ✗ {len(differing):,} of {count:,} {what} differ: {shown}", "bold red")
 
 
-def _failed(place: Path, error: Exception) -> OpenError:
+def _failed(place: Path, error: Exception) -> "OpenError":
+    from holdtrue.formats.source import refuse
+
     return refuse(
         str(place),
         "demo-failed",
@@ -108,7 +114,10 @@ def _failed(place: Path, error: Exception) -> OpenError:
     )
 
 
-def _lacking(package: str, extra: str) -> OpenError:
+def _lacking(package: str, extra: str) -> "OpenError":
+    from holdtrue.errors import OpenError, fail
+    from holdtrue.findings import Finding
+
     return fail(
         OpenError,
         "holdtrue demo",
@@ -123,7 +132,9 @@ def _lacking(package: str, extra: str) -> OpenError:
     )
 
 
-def _occupied(place: Path) -> OpenError:
+def _occupied(place: Path) -> "OpenError":
+    from holdtrue.formats.source import refuse
+
     return refuse(
         str(place),
         "already-exists",

@@ -1,14 +1,12 @@
 """holdtrue doctor: what is wrong with a checkpoint, why, and how to mend it."""
 
 import sys
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from holdtrue.cli.imported import imported
-from holdtrue.cli.render import show_report
-from holdtrue.diagnosis.diagnose import diagnose
-from holdtrue.findings import Report
+if TYPE_CHECKING:
+    from holdtrue.findings import Report
 
 _NOT_MADE = {"model-unavailable", "optimizer-unavailable"}
 
@@ -31,6 +29,10 @@ def command(path: str, model: str | None, optimizer: str | None, deep: bool, jso
     Exit status 0: nothing above a note; 1: findings; 2: the path could not be reached, or the model
     not be made.
     """
+    from holdtrue.cli.imported import imported
+    from holdtrue.cli.render import show_report
+    from holdtrue.diagnosis.diagnose import diagnose
+
     targets: dict[str, Any] = {"model": imported(model)} if model else {}
     if optimizer:
         targets["optimizer"] = imported(optimizer, "--optimizer")
@@ -41,8 +43,9 @@ def command(path: str, model: str | None, optimizer: str | None, deep: bool, jso
     sys.exit(int(any(f.severity != "note" for f in found.findings)))
 
 
-def _read_all(path: str, targets: dict[str, Any]) -> Report:
+def _read_all(path: str, targets: dict[str, Any]) -> "Report":
     from holdtrue.cli.progress import progress_bar  # not imported where all is told at once
+    from holdtrue.diagnosis.diagnose import diagnose
 
     with progress_bar("reading") as progress:
         return diagnose(path, deep=True, progress=progress, **targets)

@@ -2,18 +2,13 @@
 
 import contextlib
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
-from holdtrue.cli.render import counted, show_json, size, stdout
-from holdtrue.errors import HoldtrueError
-from holdtrue.formats.checkpoint_directory import read_manifest
-from holdtrue.records.manifest import Manifest
-from holdtrue.runs.keep import Keep, parse_keep
-from holdtrue.runs.pruning import doomed, remove_steps, verifies
-from holdtrue.runs.writing import give_back, take
-from holdtrue.storage.failures import not_written
-from holdtrue.storage.locating import require_steps
+if TYPE_CHECKING:
+    from holdtrue.records.manifest import Manifest
+    from holdtrue.runs.keep import Keep
 
 
 @click.command(name="prune", short_help="Remove the checkpoints that no rule keeps.")
@@ -28,6 +23,13 @@ def command(run: str, rules: str, dry_run: bool, json: bool) -> None:
     The newest checkpoint is read in full first, and stays when it is the last that verifies. A run
     that a training saves into right now is refused; it prunes by itself.
     """
+    from holdtrue.cli.render import counted, show_json, size, stdout
+    from holdtrue.runs.keep import parse_keep
+    from holdtrue.runs.pruning import remove_steps
+    from holdtrue.runs.writing import give_back, take
+    from holdtrue.storage.failures import not_written
+    from holdtrue.storage.locating import require_steps
+
     try:
         keep = parse_keep(rules)
     except ValueError as error:
@@ -63,7 +65,12 @@ def command(run: str, rules: str, dry_run: bool, json: bool) -> None:
     console.print("(files that other checkpoints share free nothing)" if gone else "")
 
 
-def _plan(keep: Keep, run: Path) -> tuple[dict[int, tuple[Path, Manifest | None]], list[int]]:
+def _plan(keep: "Keep", run: Path) -> "tuple[dict[int, tuple[Path, Manifest | None]], list[int]]":
+    from holdtrue.errors import HoldtrueError
+    from holdtrue.formats.checkpoint_directory import read_manifest
+    from holdtrue.runs.pruning import doomed, verifies
+    from holdtrue.storage.locating import require_steps
+
     found: dict[int, tuple[Path, Manifest | None]] = {}
     for step, path in require_steps(run).items():
         found[step] = path, None
@@ -72,5 +79,5 @@ def _plan(keep: Keep, run: Path) -> tuple[dict[int, tuple[Path, Manifest | None]
     return found, doomed(keep, found, verifies)
 
 
-def _nbytes(manifest: Manifest | None) -> int:
+def _nbytes(manifest: "Manifest | None") -> int:
     return sum(file.nbytes for file in manifest.files.values()) if manifest else 0

@@ -5,9 +5,7 @@ import sys
 import click
 
 from holdtrue.cli.carrying import carrying_options, show
-from holdtrue.cli.progress import progress_bar
-from holdtrue.doctor.destination import Kind
-from holdtrue.doctor.salvage import salvage
+from holdtrue.doctor.kinds import Kind
 
 
 @click.command(name="salvage", short_help="What is whole of a damaged file.")
@@ -29,6 +27,9 @@ def command(
 
     Exit status 0: nothing was lost; 1: something was, or DST cannot be written; 2: not readable.
     """
+    from holdtrue.cli.progress import progress_bar
+    from holdtrue.doctor.salvage import salvage
+
     with progress_bar("salvaging") as progress:
         made = salvage(
             src,

@@ -2,15 +2,12 @@
 
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
-from holdtrue.checkpoint import verify
-from holdtrue.cli.imported import imported
-from holdtrue.cli.render import show_json, show_report, stdout
-from holdtrue.errors import HoldtrueError
-from holdtrue.findings import Report, report_to_builtins
-from holdtrue.storage.locating import steps
+if TYPE_CHECKING:
+    from holdtrue.findings import Report
 
 
 @click.command(name="verify", short_help="Read every byte and compare it with its digest.")
@@ -24,13 +21,21 @@ def command(path: str, model: str | None, json: bool) -> None:
 
     Exit status 0: all is as it was written; 1: something is not; 2: it could not be read.
     """
+    from holdtrue.checkpoint import verify
+    from holdtrue.cli.imported import imported
+    from holdtrue.cli.progress import ProgressBar
+    from holdtrue.cli.render import show_json
+    from holdtrue.errors import HoldtrueError
+    from holdtrue.findings import report_to_builtins
+    from holdtrue.storage.locating import steps
+
     factory = imported(model) if model else None
     places = [str(p) for p in steps(Path(path)).values()] or [path]
     reports: list[Report] = []
     worst = 0
     for place in places:
         try:
-            found = verify(place, model=factory)
+            found = verify(place, model=factory, progress=ProgressBar("verifying", after=0.5))
             worst = max(worst, 0 if found.ok else 1)
         except HoldtrueError as error:
             found = error.report
@@ -44,7 +49,9 @@ def command(path: str, model: str | None, json: bool) -> None:
     sys.exit(worst)
 
 
-def _show(report: Report) -> None:
+def _show(report: "Report") -> None:
+    from holdtrue.cli.render import show_report, stdout
+
     if report.findings or report.not_checked:
         show_report(report, json=False)
     else:

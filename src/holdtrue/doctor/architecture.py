@@ -50,6 +50,29 @@ def compare_architectures(
     return findings
 
 
+def same_model(saved: Architecture, here: Architecture) -> bool:
+    """Whether there is nothing to tell of the two, where no path is renamed.
+
+    The modules are the same in the same order, and of each kind one is compared: the comparisons
+    look at nothing but kinds, and a model has far fewer of them than modules.
+    """
+    if list(saved.modules) != list(here.modules):
+        return False
+    kinds: dict[tuple[int, int], str] = {}
+    for path, position in saved.modules.items():
+        kinds.setdefault((position, here.modules[path]), path)
+    pair = Pair("", saved, here, {path: path for path in kinds.values()})
+    changed, findings = _compare_classes(pair)
+    return not (
+        changed
+        or findings
+        or compare_attributes(pair, list(pair.paths))
+        or compare_code(pair)
+        or compare_registration(pair)
+        or compare_libraries(pair)
+    )
+
+
 def compare_manifests(a: Manifest | None, b: Manifest | None) -> list[Finding]:
     """What differs between the models that two checkpoints of holdtrue's hold under one name."""
     findings: list[Finding] = []

@@ -7,7 +7,8 @@ from msgspec import Struct
 
 from holdtrue.doctor import flat, to_holdtrue
 from holdtrue.doctor.budget import check_expansion
-from holdtrue.doctor.destination import Destination, Kind, Progress, check_destination, kind_of
+from holdtrue.doctor.destination import Destination, Progress, check_destination, kind_of
+from holdtrue.doctor.kinds import Kind
 from holdtrue.doctor.leftovers import left_files, left_values, tensors_findings, values_finding
 from holdtrue.doctor.state_dicts import choose, state_dicts
 from holdtrue.findings import Finding, Report, report

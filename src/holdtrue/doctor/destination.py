@@ -4,25 +4,16 @@ import os
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from threading import Lock
-from typing import Literal, get_args
 
 from msgspec import Struct
 
+from holdtrue.doctor.kinds import KINDS, Kind, title
 from holdtrue.engine.stored import StoredSource
 from holdtrue.errors import SaveError, fail
 from holdtrue.findings import Finding
 from holdtrue.records.manifest import NAME
 from holdtrue.storage.failures import already_exists, not_written
 
-Kind = Literal["holdtrue", "safetensors", "shards", "torch"]
-KINDS: tuple[Kind, ...] = get_args(Kind)
-
-_TITLES: dict[Kind, str] = {
-    "holdtrue": "a holdtrue checkpoint",
-    "safetensors": "a safetensors file",
-    "shards": "a set of safetensors shards",
-    "torch": "a torch state dict",
-}
 _SUFFIXES: dict[str, Kind] = {
     ".safetensors": "safetensors", ".pt": "torch", ".pth": "torch", ".bin": "torch",
     ".ckpt": "torch",
@@ -59,11 +50,6 @@ class Destination(Struct, frozen=True, kw_only=True):
                     self.progress(done, total)
 
         return advance
-
-
-def title(kind: Kind) -> str:
-    """The kind in words."""
-    return _TITLES[kind]
 
 
 def kind_of(target: Path, to: str | None) -> Kind:

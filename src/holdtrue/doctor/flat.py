@@ -8,8 +8,9 @@ from msgspec.structs import replace
 
 from holdtrue.doctor import to_safetensors, to_torch
 from holdtrue.doctor.budget import check_expansion
-from holdtrue.doctor.destination import Destination, title
+from holdtrue.doctor.destination import Destination
 from holdtrue.doctor.keeping import memory_of
+from holdtrue.doctor.kinds import title
 from holdtrue.doctor.leftovers import left_values, tensors_findings, values_finding
 from holdtrue.doctor.state_dicts import StateDict
 from holdtrue.engine.stored import StoredSource, prove

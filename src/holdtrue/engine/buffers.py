@@ -24,10 +24,10 @@ def lease(nbytes: int) -> Iterator[memoryview]:
     before is still in it."""
     size = padded(nbytes)
     with _lock:
-        found = next((b for b in _idle if len(b) >= size), None)
-        if found is not None:
-            _idle.remove(found)
-    buffer = anonymous(size) if found is None else found
+        found = next((n for n, b in enumerate(_idle) if len(b) >= size), None)
+        buffer = None if found is None else _idle.pop(found)
+    if buffer is None:
+        buffer = anonymous(size)
     try:
         yield buffer[:size]
     finally:

@@ -10,7 +10,7 @@ from msgspec.structs import replace
 
 from holdtrue.engine.layout import PlannedFile
 from holdtrue.engine.linking import Earlier, link_unchanged
-from holdtrue.engine.windows import Readable
+from holdtrue.engine.windows import Readable, Together
 from holdtrue.engine.write import Progress, write_files
 from holdtrue.records.manifest import NAME, SOURCE, Chunk, Cost, Manifest, encode_manifest
 from holdtrue.storage.commit import sync_directory, write_synced
@@ -34,6 +34,7 @@ def write_checkpoint(
     sources: Mapping[str, Readable],
     *,
     images: Mapping[str, memoryview] | None = None,
+    together: Together | None = None,
     earlier: Earlier | None = None,
     cost: Cost | None = None,
     waited: bool = False,
@@ -50,7 +51,7 @@ def write_checkpoint(
         (directory / SOURCE).mkdir()
     linked = link_unchanged(directory, files, sources, earlier)
     rest = [file for file in files if file.name not in linked.files]
-    done = write_files(directory, rest, sources, progress, images)
+    done = write_files(directory, rest, sources, progress, images, together)
     digests = linked.digests | done.digests
     if (directory / SOURCE).is_dir():
         sync_directory(directory / SOURCE)

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Mapping
+from math import prod
 from typing import Any, Protocol
 
 import xxhash
@@ -26,7 +27,7 @@ class Stored(Protocol):
     def nbytes(self) -> int: ...
 
 
-class Placement(Struct, frozen=True):
+class Placement(Struct, frozen=True, gc=False):
     key: str  # tensor key
     name: str  # within the file
     offset: int  # first byte, from the start of the file
@@ -121,9 +122,7 @@ def plan_file(
 
     def alignment(key: str) -> int:
         source = stored[key]
-        count = 1
-        for size in source.shape:
-            count *= size
+        count = prod(source.shape)
         return -(source.nbytes // count if count else 0)
 
     ordered = sorted(keys, key=alignment)

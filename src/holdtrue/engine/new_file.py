@@ -50,14 +50,15 @@ class NewFile:
         pages in page-aligned memory, and may reach past the end, which `sync` cuts off."""
         done, step = 0, limits().chunk_bytes
         while done < len(data):
+            direct = self.direct  # another thread may find out meanwhile that it cannot be
             try:
                 done += self._write_once(data[done : done + step], offset + done)
             except OSError as error:
-                if error.errno != errno.EINVAL or not self.direct:
+                if error.errno != errno.EINVAL or not direct:
                     raise
                 self._give_up_direct(error)  # a file system that wants larger or other blocks
                 continue
-            if self.direct and done < len(data) and done % PAGE:
+            if direct and done < len(data) and done % PAGE:
                 done -= done % PAGE  # a write that ended early: the next begins on a page again
                 if not done:
                     self._give_up_direct(OSError(errno.EINVAL, "writes end within a block"))

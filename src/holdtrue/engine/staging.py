@@ -3,7 +3,8 @@
 Kept from save to save: touching fresh memory costs ten times what copying into it does.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 
 import numpy as np
 from msgspec import Struct
@@ -11,7 +12,7 @@ from msgspec import Struct
 from holdtrue.engine.buffers import anonymous, padded
 from holdtrue.engine.layout import Placement, PlannedFile
 from holdtrue.engine.threads import in_threads
-from holdtrue.engine.windows import Readable, check_size
+from holdtrue.engine.windows import Readable, Together, check_size
 from holdtrue.engine.write import batches
 from holdtrue.limits import limits
 
@@ -27,6 +28,29 @@ class Staged(Struct, frozen=True, eq=False):
             yield self.data[at : at + step]
 
 
+class Places(Struct, frozen=True, eq=False):
+    """Where in staging memory the tensors of some files go."""
+
+    memory: memoryview
+    starts: dict[str, int]  # file name → its first byte
+
+    def of(self, file: PlannedFile, first: Placement, last: Placement) -> memoryview:
+        """The memory from the first byte of one tensor to the last byte of another."""
+        start = self.starts[file.name]
+        return self.memory[start + first.offset : start + last.offset + last.nbytes]
+
+    def copies(self, files: list[PlannedFile]) -> dict[str, Staged]:
+        """Tensor key → its copy."""
+        return {p.key: Staged(self.of(f, p, p)) for f in files for p in f.placements}
+
+    def images(self, files: list[PlannedFile]) -> dict[str, memoryview]:
+        """File name → all of the memory that is for it, in whole pages."""
+        starts = self.starts
+        return {
+            f.name: self.memory[starts[f.name] : starts[f.name] + padded(f.nbytes)] for f in files
+        }
+
+
 class Staging:
     """A buffer that grows to the largest state it was given, and is used again for the next."""
 
@@ -38,54 +62,63 @@ class Staging:
         """How much memory is held."""
         return len(self._buffer)
 
-    def reserve(self, files: list[PlannedFile]) -> dict[str, memoryview]:
-        """Tensor key → its place, for all tensors of these files; what was there before is lost."""
-        starts, size = _starts(files)
+    def reserve(self, files: list[PlannedFile]) -> Places:
+        """Places for all tensors of these files; what was there before is lost."""
+        starts, size = {}, 0
+        for file in files:
+            starts[file.name] = size
+            size += padded(file.nbytes)
         if size > len(self._buffer):
             self._buffer = memoryview(b"")  # first: the old and the new are never held together
             self._buffer = anonymous(size)
-        return {
-            p.key: self._buffer[start + p.offset : start + p.offset + p.nbytes]
-            for start, file in zip(starts, files, strict=True)
-            for p in file.placements
-        }
-
-    def images(self, files: list[PlannedFile]) -> dict[str, memoryview]:
-        """File name → the memory that `reserve` laid it out in, in whole pages."""
-        starts, _ = _starts(files)
-        return {
-            file.name: self._buffer[start : start + padded(file.nbytes)]
-            for start, file in zip(starts, files, strict=True)
-        }
-
-
-def _starts(files: list[PlannedFile]) -> tuple[list[int], int]:
-    """Where each file begins in the buffer, and how much all of them need: in whole pages."""
-    starts, size = [], 0
-    for file in files:
-        starts.append(size)
-        size += padded(file.nbytes)
-    return starts, size
+        return Places(self._buffer, starts)
 
 
 def copy_in(
-    files: list[PlannedFile], sources: Mapping[str, Readable], places: Mapping[str, memoryview]
+    files: list[PlannedFile],
+    sources: Mapping[str, Readable],
+    places: Places,
+    together: Together | None = None,
 ) -> None:
-    """Copy every tensor into its place, with several threads."""
-    large = [p for f in files for p in f.placements if p.nbytes > limits().chunk_bytes]
-    for placement in large:
-        _copy_large(placement, sources[placement.key], places[placement.key])
-    small = [
-        [p for p in batch if p.nbytes <= limits().chunk_bytes]
-        for f in files
-        for batch in batches(f)
-    ]
+    """Copy every tensor into its place, with several threads.
 
-    def copy(batch: list[Placement]) -> None:
-        for placement in batch:
-            _copy(placement, sources[placement.key], places[placement.key])
+    All jobs share one set of threads: large tensors are cut, small neighbours are one job, which
+    `together` is offered as a whole.
+    """
+    jobs: list[Callable[[], None]] = []
+    cut: list[Callable[[], None]]
+    for file in files:
+        for batch in batches(file):
+            place = places.of(file, batch[0], batch[-1])
+            if len(batch) == 1 and batch[0].nbytes > limits().chunk_bytes:
+                source = sources[batch[0].key]
+                cut = _cut(batch[0], source, place)
+                if getattr(source, "direct", False):
+                    jobs += cut
+                else:  # of one tensor at a time: their bytes are copies already
+                    in_threads(_call, cut)
+            else:
+                jobs.append(partial(_copy_batch, batch, sources, place, together))
+    in_threads(_call, jobs)
 
-    in_threads(copy, [batch for batch in small if batch])
+
+def _call(job: Callable[[], None]) -> None:
+    job()
+
+
+def _copy_batch(
+    batch: list[Placement],
+    sources: Mapping[str, Readable],
+    place: memoryview,
+    together: Together | None,
+) -> None:
+    gapless = sum(p.nbytes for p in batch) == len(place)  # all of the neighbours are wanted
+    if together is not None and gapless and together([sources[p.key] for p in batch], place):
+        return
+    first = batch[0].offset
+    for placement in batch:
+        at = placement.offset - first
+        _copy(placement, sources[placement.key], place[at : at + placement.nbytes])
 
 
 def _copy(placement: Placement, source: Readable, place: memoryview) -> None:
@@ -97,20 +130,21 @@ def _copy(placement: Placement, source: Readable, place: memoryview) -> None:
     check_size(placement.key, placement.nbytes, done)
 
 
-def _copy_large(placement: Placement, source: Readable, place: memoryview) -> None:
-    """One tensor, its bytes shared out among the threads."""
+def _cut(placement: Placement, source: Readable, place: memoryview) -> list[Callable[[], None]]:
+    """Jobs that copy one large tensor."""
     step = limits().chunk_bytes
-    jobs: list[tuple[int, memoryview]] = []
+    jobs: list[Callable[[], None]] = []
     done = 0
     for block in source.blocks():
         if done + len(block) <= len(place):
-            jobs += [(done + at, block[at : at + step]) for at in range(0, len(block), step)]
+            for at in range(0, len(block), step):
+                piece = block[at : at + step]
+                target = place[done + at : done + at + len(piece)]
+                jobs.append(partial(_copy_piece, target, piece))
         done += len(block)
     check_size(placement.key, placement.nbytes, done)
-    target = np.frombuffer(place, np.uint8)
+    return jobs
 
-    def copy(job: tuple[int, memoryview]) -> None:
-        at, block = job
-        np.copyto(target[at : at + len(block)], np.frombuffer(block, np.uint8))  # without the GIL
 
-    in_threads(copy, jobs)
+def _copy_piece(target: memoryview, piece: memoryview) -> None:
+    np.copyto(np.frombuffer(target, np.uint8), np.frombuffer(piece, np.uint8))  # without the GIL

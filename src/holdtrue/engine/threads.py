@@ -20,9 +20,11 @@ def in_threads(
     work: Callable[[Job], Result],
     jobs: Iterable[Job],
     failed: Callable[[BaseException], None] = lambda _: None,
+    most: int = 0,
 ) -> list[Result]:
     """Each job's result, in order; the first that fails ends those that have not begun. They are
-    begun in order too. `failed` is told at once, for jobs that wait for one another."""
+    begun in order too. `failed` is told at once, for jobs that wait for one another. `most` is how
+    many threads, where it is not what `limits` says."""
     todo = list(jobs)
     results: dict[int, Result] = {}
     errors: list[BaseException] = []
@@ -43,7 +45,7 @@ def in_threads(
                 end(error)
 
     # Each in a copy of the caller's context: the limits in force are kept there.
-    count = min(limits().threads, len(todo)) - 1  # the caller's own thread works too
+    count = min(most or limits().threads, len(todo)) - 1  # the caller's own thread works too
     threads = [Thread(target=copy_context().run, args=(run,)) for _ in range(count)]
     begun: list[Thread] = []
     with contextlib.suppress(RuntimeError):  # none can be begun any more while the process exits

@@ -6,7 +6,7 @@ What is hashed is what is written, also where someone changes the tensor meanwhi
 """
 
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Protocol
 
 import numpy as np
@@ -23,7 +23,11 @@ class Readable(Protocol):
     def blocks(self) -> Iterator[memoryview]: ...
 
 
-class Piece(Struct, frozen=True, eq=False):
+# Copies sources that lie one behind the other in one call, where it can; True where it did.
+Together = Callable[[list[Readable], memoryview], bool]
+
+
+class Piece(Struct, frozen=True, eq=False, gc=False):
     """The bytes of one tensor that lie in one window."""
 
     begin: int  # in the window
@@ -43,13 +47,18 @@ def windows(file: PlannedFile, size: int) -> list[Window]:
     """The file in windows of `size` bytes, the last one shorter."""
     cut = [Window(at, min(at + size, file.nbytes), []) for at in range(0, file.nbytes, size)]
     for placement in file.placements:
-        first, last = placement.offset, placement.offset + placement.nbytes
-        for turn, n in enumerate(range(first // size, -(-last // size))):
-            window = cut[n]
-            begin, end = max(first, window.begin), min(last, window.end)
-            piece = Piece(begin - window.begin, end - window.begin, placement, begin - first, turn)
-            window.pieces.append(piece)
+        first, nbytes = placement.offset, placement.nbytes
+        at = turn = 0
+        while at < nbytes:
+            n, begin = divmod(first + at, size)
+            end = min(begin + nbytes - at, size)
+            cut[n].pieces.append(Piece(begin, end, placement, at, turn))
+            at += end - begin
+            turn += 1
     return cut
+
+
+_NOTHING = xxhash.xxh3_128_hexdigest(b"")
 
 
 class Filling:
@@ -59,10 +68,16 @@ class Filling:
     in progress. When one of them fails, `fail` lets the others go.
     """
 
-    def __init__(self, file: PlannedFile, sources: Mapping[str, Readable]) -> None:
-        self.digests: dict[str, str] = {}
+    def __init__(
+        self,
+        file: PlannedFile,
+        sources: Mapping[str, Readable],
+        together: Together | None = None,
+    ) -> None:
+        # Of empty tensors too, which lie in no window.
+        self.digests = {p.key: _NOTHING for p in file.placements if not p.nbytes}
         self._head = memoryview(file.head)
-        self._sources = sources
+        self._sources, self._together = sources, together
         self._open: dict[str, _Open] = {}
         self._turns = threading.Condition()
         self._error: BaseException | None = None
@@ -72,18 +87,16 @@ class Filling:
         if not filled and window.begin < len(self._head):
             head = self._head[window.begin : window.end]
             into[: len(head)] = head
-        later: list[Piece] = []
-        for piece in window.pieces:
-            place, planned = into[piece.begin : piece.end], piece.placement
-            if piece.turn or piece.end - piece.begin < planned.nbytes:
-                # The end of what began in another window is done last: others wait for the rest.
-                later.insert(0, piece)
-                continue
-            if not filled:
-                _copy_whole(planned, self._sources[planned.key], place)
-            self.digests[planned.key] = xxhash.xxh3_128_hexdigest(place)
-        for piece in later:
-            self._take_turn(piece, into[piece.begin : piece.end], filled=filled)
+        whole = [p for p in window.pieces if p.end - p.begin == p.placement.nbytes]
+        if whole and not filled:
+            self._copy_whole(whole, into)
+        for piece in whole:
+            digest = xxhash.xxh3_128_hexdigest(into[piece.begin : piece.end])
+            self.digests[piece.placement.key] = digest
+        # The end of what began in another window is done last: others wait for the rest.
+        for piece in sorted(window.pieces, key=lambda p: p.turn > 0):
+            if piece.end - piece.begin < piece.placement.nbytes:
+                self._take_turn(piece, into[piece.begin : piece.end], filled=filled)
 
     def fail(self, error: BaseException) -> None:
         """Nobody waits for a turn any more; those who do raise the error."""
@@ -91,20 +104,32 @@ class Filling:
             self._error = self._error or error
             self._turns.notify_all()
 
+    def _copy_whole(self, pieces: list[Piece], into: memoryview) -> None:
+        place = into[pieces[0].begin : pieces[-1].end]
+        sources = [self._sources[piece.placement.key] for piece in pieces]
+        if self._together is not None and len(pieces) > 1 and self._together(sources, place):
+            return
+        for piece, source in zip(pieces, sources, strict=True):
+            _copy_whole(piece.placement, source, into[piece.begin : piece.end])
+
     def _take_turn(self, piece: Piece, place: memoryview, *, filled: bool) -> None:
         planned = piece.placement
         tensor = self._begun(piece, filled=filled)
-        copied = filled
-        if tensor.memory is not None:  # all of it can be reached, in any order
-            _copy(tensor.memory[piece.at : piece.at + len(place)], place)
-            copied = True
+        memory = None if tensor.memory is None else tensor.memory[piece.at :][: len(place)]
+        if memory is not None and tensor.turn != piece.turn:  # it can be reached in any order
+            _copy(memory, place)
+            filled = True
         with self._turns:
             self._turns.wait_for(lambda: tensor.turn == piece.turn or self._error is not None)
             if self._error is not None:
                 raise self._error
-        if not copied:
+        if filled:
+            tensor.digest.update(place)
+        elif memory is not None:
+            _copy_and_hash(memory, place, tensor.digest)
+        else:
             tensor.pull(place)
-        tensor.digest.update(place)
+            tensor.digest.update(place)
         if piece.at + len(place) == planned.nbytes:
             check_size(planned.key, planned.nbytes, planned.nbytes + tensor.left_over())
             self.digests[planned.key] = tensor.digest.hexdigest()
@@ -169,8 +194,17 @@ def _copy_whole(planned: Placement, source: Readable, place: memoryview) -> None
     check_size(planned.key, planned.nbytes, done)
 
 
+def _copy_and_hash(data: memoryview, place: memoryview, digest: xxhash.xxh3_128) -> None:
+    """Slice by slice, so that what is hashed is still in the processor's cache."""
+    for at in range(0, len(place), _CACHED):
+        part = place[at : at + _CACHED]
+        _copy(data[at : at + _CACHED], part)
+        digest.update(part)
+
+
 # From here on a copy gives other threads the interpreter; for less, that takes longer.
 _LARGE = 256 * 1024
+_CACHED = 512 * 1024
 
 
 def _copy(data: memoryview, place: memoryview) -> None:

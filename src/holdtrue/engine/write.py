@@ -5,6 +5,7 @@ depend on the number of threads. A tensor arrives in blocks, so that one that co
 never whole in memory.
 """
 
+import threading
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
@@ -14,7 +15,7 @@ from holdtrue.engine.buffers import PAGE, lease, padded
 from holdtrue.engine.layout import Placement, PlannedFile
 from holdtrue.engine.new_file import NewFile
 from holdtrue.engine.threads import in_threads
-from holdtrue.engine.windows import Filling, Readable, Window, windows
+from holdtrue.engine.windows import Filling, Readable, Together, Window, windows
 from holdtrue.limits import limits
 
 Progress = Callable[[int], None]  # told how many more bytes have been written, on any thread
@@ -38,11 +39,12 @@ def write_files(
     sources: Mapping[str, Readable],
     progress: Progress | None = None,
     images: Mapping[str, memoryview] | None = None,
+    together: Together | None = None,
 ) -> FilesWritten:
     """Write and fsync every file. Raises OSError.
 
     `images` are page-aligned memory, padded to whole pages, in which the tensors of a file lie at
-    their offsets already: they are written from there.
+    their offsets already: they are written from there. `together` is offered small neighbours.
     """
     opened: list[NewFile] = []
     fillings: list[Filling] = []
@@ -54,7 +56,7 @@ def write_files(
             made = NewFile(directory / file.name, file.nbytes, direct=direct)
             opened.append(made)
             image = (images or {}).get(file.name)
-            filling = Filling(file, sources)
+            filling = Filling(file, sources, together)
             fillings.append(filling)
             if image is not None:
                 image[: len(file.head)] = file.head
@@ -64,7 +66,11 @@ def write_files(
             for filling in fillings:
                 filling.fail(error)
 
-        in_threads(lambda job: _write_window(job, progress), jobs, failed=let_go)
+        # While some write, others fill the next windows: all in step, the disk would wait for the
+        # processor and the processor for the disk.
+        in_flight = threading.Semaphore(limits().writes)
+        most = limits().threads + limits().writes
+        in_threads(lambda job: _write_window(job, in_flight, progress), jobs, let_go, most)
         in_threads(NewFile.sync, opened)
     finally:
         for made in opened:
@@ -73,19 +79,21 @@ def write_files(
     return FilesWritten(digests, next((f.refused for f in opened if f.refused), None))
 
 
-def _write_window(job: _Job, progress: Progress | None) -> None:
+def _write_window(job: _Job, in_flight: threading.Semaphore, progress: Progress | None) -> None:
     window, direct = job.window, job.file.direct
     nbytes = window.end - window.begin
     size = padded(nbytes) if direct else nbytes
     if job.image is not None:
         place = job.image[window.begin : window.begin + size]
         job.filling.fill(window, place, filled=True)
-        job.file.write(place, window.begin)
+        with in_flight:
+            job.file.write(place, window.begin)
     else:
         with lease(nbytes) as buffer:
             job.filling.fill(window, buffer)
             buffer[nbytes:size] = bytes(size - nbytes)
-            job.file.write(buffer[:size], window.begin)
+            with in_flight:
+                job.file.write(buffer[:size], window.begin)
     if progress is not None:
         progress(sum(piece.end - piece.begin for piece in window.pieces))
 

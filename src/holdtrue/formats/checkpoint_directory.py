@@ -62,9 +62,11 @@ def to_view(directory: Path, manifest: Manifest) -> View:
     headers, findings = _check_files(directory, manifest)
     if findings:
         raise DamageError(report(str(directory), findings))
-    tensors: dict[str, LazyTensor] = {}
-    for key, record in manifest.tensors.items():
-        tensors[key] = _lazy(key, record, directory, manifest, headers)
+    whole = _whole_tensors(directory, manifest, headers)
+    tensors: dict[str, LazyTensor] = {
+        key: whole.get(key) or _lazy(key, record, directory, manifest, headers)
+        for key, record in manifest.tensors.items()
+    }
     about: dict[str, Any] = {
         "format_version": manifest.version,
         "created": manifest.created,
@@ -136,6 +138,60 @@ def _check_files(directory: Path, manifest: Manifest) -> tuple[dict[str, Header]
         elif name.endswith(".safetensors"):
             headers[name] = parse_header(head, size, str(path))
     return headers, findings
+
+
+def _whole_tensors(
+    directory: Path, manifest: Manifest, headers: dict[str, Header]
+) -> dict[str, LazyTensor]:
+    """The plain tensors, each one stored box of the size that it must have, in one pass.
+
+    Nearly all are; `_lazy` describes the others, and says what is wrong where something is.
+    """
+    found: dict[str, LazyTensor] = {}
+    paths = {name: str(directory / name) for name in headers}
+    sizes: dict[tuple[str, tuple[int, ...]], tuple[int, tuple[int, ...], tuple[int, ...]]] = {}
+    for key, record in manifest.tensors.items():
+        if (
+            len(record.chunks) != 1
+            or record.layout != "strided"
+            or record.quantizer is not None
+            or record.numpy is not None
+            or record.class_name is not None
+            or record.state is not None
+            or record.coalesced
+            or record.overlap is not None
+        ):
+            continue
+        chunk, shape = record.chunks[0], record.shape
+        header = headers.get(chunk.file)
+        entry = None if header is None else header.entries.get(chunk.name)
+        if header is None or entry is None or chunk.start is not None or chunk.shape is not None:
+            continue
+        kind = record.dtype, shape
+        if kind not in sizes:
+            sizes[kind] = _stored_bytes(record, shape), contiguous_stride(shape), (0,) * len(shape)
+        nbytes, stride, start = sizes[kind]
+        if entry.end - entry.begin != nbytes:
+            continue
+        storage = Storage(
+            key=f"{chunk.file}/{chunk.name}",
+            file=paths[chunk.file],
+            offset=header.length + entry.begin,
+            nbytes=nbytes,
+            digest=chunk.digest,
+        )
+        piece = Piece(start=start, shape=shape, storage=storage, offset=0, stride=stride)
+        found[key] = LazyTensor(
+            dtype=record.dtype,
+            shape=shape,
+            stride=record.stride or stride,
+            pieces=(piece,),
+            device=record.device,
+            requires_grad=record.requires_grad,
+            parameter=record.parameter,
+            persistent=record.persistent,
+        )
+    return found
 
 
 def _lazy(

@@ -5,21 +5,21 @@ The whole header is checked before any of it is used, by the rules of the refere
 dtype × shape, the data fully covered.
 """
 
-import json
 import struct
 from collections.abc import Iterable
 from typing import Any
 
+import msgspec
 from msgspec import Struct
 
 from holdtrue.errors import DamageError, fail
 from holdtrue.findings import Finding
-from holdtrue.formats.strict_json import strict_json
+from holdtrue.formats.strict_json import strict_decoder, strict_json, too_many
 from holdtrue.limits import limits
 from holdtrue.records.dtypes import SAFETENSORS, product
 
 
-class Entry(Struct, frozen=True):
+class Entry(Struct, frozen=True, gc=False):
     """One stored tensor; `begin` and `end` are bytes from the end of the header."""
 
     name: str
@@ -48,7 +48,7 @@ def build_header(tensors: Iterable[tuple[str, str, tuple[int, ...], int]], metad
         entries[name] = Entry(name, code, shape, offset, offset + nbytes)
         body[name] = {"dtype": code, "shape": shape, "data_offsets": (offset, offset + nbytes)}
         offset += nbytes
-    text = json.dumps(body, separators=(",", ":"), ensure_ascii=False).encode("utf-8")
+    text = msgspec.json.encode(body)
     text += b" " * (-(8 + len(text)) % align)
     return struct.pack("<Q", len(text)) + text, entries
 
@@ -71,6 +71,12 @@ def parse_header(raw: bytes, file_bytes: int | None, where: str) -> Header:
 
     Without `file_bytes` the data may be cut off; the header is held to the other rules.
     """
+    plain = _canonical(raw)
+    if plain is not None:
+        entries, metadata, covered = plain
+        if file_bytes is not None and covered != file_bytes - len(raw):
+            raise _other_size(where, covered, file_bytes - len(raw))
+        return Header(entries, metadata, len(raw))
     try:
         body = strict_json(raw[8:])
         if not isinstance(body, dict):
@@ -83,6 +89,66 @@ def parse_header(raw: bytes, file_bytes: int | None, where: str) -> Header:
     if file_bytes is not None and covered != file_bytes - len(raw):
         raise _other_size(where, covered, file_bytes - len(raw))
     return Header(entries, metadata, len(raw))
+
+
+class _Described(Struct, frozen=True, gc=False, forbid_unknown_fields=True):
+    """A tensor as the header has it."""
+
+    dtype: str
+    shape: tuple[int, ...]
+    data_offsets: tuple[int, int]
+
+
+_TENSORS = msgspec.json.Decoder(dict[str, _Described])
+_METADATA = b'{"__metadata__":'
+
+
+def _canonical(raw: bytes) -> tuple[dict[str, Entry], dict[str, str], int] | None:
+    """Entries, metadata and bytes of data of a header that is as all writers write it; else None.
+
+    Decoding by type is eight times as fast as `strict_json`, and lets names stand twice. What
+    encodes to the very same bytes again has none that do, and nothing else that was overlooked.
+    Whatever is odd about a header is told by the other way.
+    """
+    try:
+        body = raw[8:].rstrip(b" ")
+        if too_many(body):
+            return None
+        metadata: dict[str, str] = {}
+        if body.startswith(_METADATA):
+            text = body.decode("utf-8")
+            found, end = strict_decoder.raw_decode(text, len(_METADATA))
+            metadata = _metadata(found)
+            if text[end : end + 2] not in (',"', "}"):
+                return None
+            body = b"{" + text[end:].removeprefix(",").encode("utf-8")
+        described = _TENSORS.decode(body)
+        if msgspec.json.encode(described) != body:
+            return None
+    except (msgspec.MsgspecError, ValueError, RecursionError):
+        return None
+    entries: dict[str, Entry] = {}
+    sizes: dict[tuple[str, tuple[int, ...]], int | None] = {}
+    position = 0
+    for name, one in described.items():
+        kind = one.dtype, one.shape
+        if kind not in sizes:
+            sizes[kind] = _stored(*kind)
+        begin, end = one.data_offsets
+        size = sizes[kind]
+        if begin != position or size is None or end != begin + size:
+            return None
+        entries[name] = Entry(name, one.dtype, one.shape, begin, end)
+        position = end
+    return (entries, metadata, position) if position < 1 << 63 else None
+
+
+def _stored(code: str, shape: tuple[int, ...]) -> int | None:
+    """The bytes that a tensor takes; None where that is not for sure."""
+    if code not in SAFETENSORS or len(shape) > limits().dimensions:
+        return None
+    bits = product(shape) * SAFETENSORS[code][1]
+    return None if bits % 8 or not all(0 <= n < 1 << 63 for n in shape) else bits // 8
 
 
 def _metadata(value: Any) -> dict[str, str]:

@@ -9,16 +9,17 @@ from holdtrue.limits import limits
 
 def strict_json(raw: bytes) -> Any:
     """The value of a JSON text. Raises ValueError, whatever is wrong with it."""
-    budget = limits().entries
-    # Counted before parsing: a few bytes of text become a hundred of Python objects.
-    if raw.count(b",") + raw.count(b"[") + raw.count(b"{") > budget:
-        raise ValueError(f"it has more than {budget:,} values")
+    if too_many(raw):
+        raise ValueError(f"it has more than {limits().entries:,} values")
     try:
-        return json.loads(
-            raw.decode("utf-8"), object_pairs_hook=_unique, parse_constant=_no_constant
-        )
+        return strict_decoder.decode(raw.decode("utf-8"))
     except RecursionError:
         raise ValueError("it is nested too deeply") from None
+
+
+def too_many(raw: bytes) -> bool:
+    """Counted before parsing: a few bytes of text become a hundred of Python objects."""
+    return raw.count(b",") + raw.count(b"[") + raw.count(b"{") > limits().entries
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -32,3 +33,6 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 def _no_constant(name: str) -> Any:
     raise ValueError(f"{name} is not a JSON number")
+
+
+strict_decoder = json.JSONDecoder(object_pairs_hook=_unique, parse_constant=_no_constant)

@@ -16,7 +16,8 @@ Layout = Literal["strided", "sparse_coo", "sparse_csr", "sparse_csc", "sparse_bs
                  "quantized", "subclass", "uninitialized", "meta", "mkldnn", "nested"]  # fmt: skip
 
 
-class Storage(Struct, frozen=True, kw_only=True, omit_defaults=True):
+# Without gc, as in `records/manifest.py`. A LazyTensor may hold a state that holds it: it has gc.
+class Storage(Struct, frozen=True, kw_only=True, omit_defaults=True, gc=False):
     """A run of bytes in a file. Tensors with equal `key` share memory in the saved state."""
 
     key: str  # unique within one view
@@ -34,7 +35,7 @@ class Storage(Struct, frozen=True, kw_only=True, omit_defaults=True):
     inline: bytes | None = None  # the bytes themselves, where the file spells them differently
 
 
-class Piece(Struct, frozen=True, kw_only=True):
+class Piece(Struct, frozen=True, kw_only=True, gc=False):
     """A box of a tensor: `shape` at `start`, and where its elements lie in a storage."""
 
     start: tuple[int, ...]

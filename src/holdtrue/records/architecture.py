@@ -14,7 +14,7 @@ VERSION = 1
 PROJECT = "project:"  # before the key of a function of user code, in `references`
 
 
-class TensorFacts(Struct, frozen=True, kw_only=True, omit_defaults=True):
+class TensorFacts(Struct, frozen=True, kw_only=True, omit_defaults=True, gc=False):
     """A parameter or buffer of a module, without its values."""
 
     dtype: str
@@ -89,6 +89,7 @@ def masked_digest(text: str) -> str:
 
 def find_record_problem(record: Architecture) -> str | None:
     """Why a record that was read cannot be right, as the end of a sentence; None when it can."""
-    if any(not 0 <= position < len(record.kinds) for position in record.modules.values()):
+    positions = record.modules.values()
+    if positions and not (min(positions) >= 0 and max(positions) < len(record.kinds)):
         return "a module is of a kind that is not there"
     return None

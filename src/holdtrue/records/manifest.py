@@ -27,7 +27,9 @@ _TAIL = re.compile(rb',"xxh3_128":"([0-9a-f]{32})"}\n\Z')
 _HEAD = re.compile(rb'\A\{"format":"([^"\\]{1,40})","version":([0-9]{1,9})[,}]')
 
 
-class Chunk(Struct, frozen=True, kw_only=True, omit_defaults=True):
+# Without gc: a checkpoint has one of these for each tensor, and none can be part of a cycle.
+# Tracked, ten thousand of them set off a collection of everything that the process holds.
+class Chunk(Struct, frozen=True, kw_only=True, omit_defaults=True, gc=False):
     """Where a box of a tensor is stored: a tensor called `name` in a safetensors file.
 
     `start` is absent when the chunk is the whole tensor. `digest` is xxh3-128 of its bytes.
@@ -40,7 +42,7 @@ class Chunk(Struct, frozen=True, kw_only=True, omit_defaults=True):
     shape: tuple[int, ...] | None = None
 
 
-class Quantizer(Struct, frozen=True, kw_only=True, omit_defaults=True):
+class Quantizer(Struct, frozen=True, kw_only=True, omit_defaults=True, gc=False):
     """How a quantised tensor's integers map to numbers. Per channel: see the components."""
 
     scheme: str  # torch's qscheme without "torch."
@@ -49,7 +51,7 @@ class Quantizer(Struct, frozen=True, kw_only=True, omit_defaults=True):
     axis: int | None = None
 
 
-class TensorRecord(Struct, frozen=True, kw_only=True, omit_defaults=True):
+class TensorRecord(Struct, frozen=True, kw_only=True, omit_defaults=True, gc=False):
     """A tensor's logical description. Strided tensors have chunks, the others components."""
 
     dtype: str

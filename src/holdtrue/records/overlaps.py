@@ -21,6 +21,8 @@ def mark_overlaps(
     """
     group = 0
     for own in spans:
+        if len(own) == 1:
+            continue
         for run in touching(sorted(own)):
             first, end = run[0][0], max(e for _, e, _ in run)
             kept = sum(product(records[key].shape) for _, _, key in run)

@@ -250,6 +250,8 @@ def _fill_dict(made: Any, pairs: list[Any], d: Decoding, live: Any, path: str, d
         key = key_node if simple else _decode(key_node, d, None, f"{path} key", depth + 1)
         if item is None or isinstance(item, bool | int | float | str):
             made[key] = item
+        elif type(item) is dict and len(item) == 2 and item.get(TAG) == "tensor":
+            made[key] = d.tensor(item["v"])  # a dict of thousands, likewise
         else:
             peer = peers.get(key) if peers else None
             made[key] = _decode(item, d, peer, join(path, key), depth + 1)

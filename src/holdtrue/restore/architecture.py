@@ -5,7 +5,7 @@ from collections.abc import Callable
 from torch import nn
 
 from holdtrue.capture.architecture import capture_architecture
-from holdtrue.doctor.architecture import compare_architectures
+from holdtrue.doctor.architecture import compare_architectures, same_model
 from holdtrue.findings import Finding
 from holdtrue.records.architecture import Architecture
 from holdtrue.restore.plan import Plan, renamer, selects
@@ -19,6 +19,8 @@ def plan_architecture(part: str, saved: Architecture | None, module: nn.Module, 
         here = capture_architecture(module).record
     except Exception as error:  # descriptors and attributes of the model's own classes
         plan.found(_not_compared(part, error))
+        return
+    if not plan.choice.rename and same_model(saved, here):
         return
     # A plan of its own: whether a pattern was of use is for the tensors to say.
     apart = Plan(plan.choice)

@@ -21,6 +21,7 @@ from holdtrue.restore.gradients import plan_gradients
 from holdtrue.restore.naming import rename_hint
 from holdtrue.restore.own_state import any_custom_state, plan_own_state
 from holdtrue.restore.place import plan_tensor
+from holdtrue.restore.plain import plan_plain
 from holdtrue.restore.plan import Action, Plan, renamer, selects
 from holdtrue.restore.ties import plan_ties
 
@@ -39,15 +40,17 @@ def plan_module(
     plan.skipped.update(f"{part}/{n}" for n in every.keys() - target.keys())
     saved = _renamed(part, state, plan)
     chosen = {n: k for n, k in saved.items() if selects(plan, part, n)}
-    _compare_names(part, chosen, target, tensors, plan)
+    if chosen.keys() != target.keys():
+        _compare_names(part, chosen, target, tensors, plan)
     matched = {n: k for n, k in chosen.items() if n in target}
     own = state.extra or state.custom or state.getstate
     if not (matched or own or plan.choice.only) and (target or any_custom_state(module)):
         plan.found(_nothing_restored(part))
-    _compare_shapes(part, matched, target, tensors, plan)
-    plan_ties(part, matched, target, tensors, plan, held)
-    _plan_entries(part, matched, target, tensors, plan)
-    _compare_devices(part, matched, target, tensors, plan)
+    if not plan_plain(part, matched, target, tensors, plan):
+        _compare_shapes(part, matched, target, tensors, plan)
+        plan_ties(part, matched, target, tensors, plan, held)
+        _plan_entries(part, matched, target, tensors, plan)
+        _compare_devices(part, matched, target, tensors, plan)
     plan_gradients(part, state.gradients, matched, target, plan, tensors)
     if not plan.choice.only:
         _plan_flags(part, state, module, plan)
@@ -56,6 +59,10 @@ def plan_module(
 
 def _renamed(part: str, state: ModuleState, plan: Plan) -> dict[str, str]:
     """The saved tensors by the names that the caller gives them."""
+    if not plan.choice.rename:
+        for name, key in state.entries.items():
+            plan.renamed.setdefault(key, f"{part}/{name}")
+        return dict(state.entries)
     rename = renamer(plan, part)
     saved: dict[str, str] = {}
     homes: dict[str, str] = {}

@@ -27,6 +27,9 @@ def plan_own_state(
     part: str, state: ModuleState, module: nn.Module, plan: Plan, tensors: Fresh
 ) -> None:
     targets = dict(walk(module))
+    kinds = {type(m): m for m in targets.values()}.values()
+    if not (state.extra or state.custom or state.getstate or any(map(_keeps_own, kinds))):
+        return
     homeless: list[str] = []
     extra = [f"{part}/{p} (extra state)" for p, m in targets.items()
              if has_extra_state(m) and p not in state.extra]  # fmt: skip
@@ -81,6 +84,11 @@ def plan_own_state(
                 fix='use the class that was saved, or leave it out: allow=["unexpected-keys"]',
             )
         )
+
+
+def _keeps_own(module: nn.Module) -> bool:
+    """Whether modules of this class keep something by code of their own."""
+    return has_extra_state(module) or has_custom_state(module) or has_getstate(module)
 
 
 def _set_extra(owner: nn.Module, value: Any) -> Callable[[], Callable[[], None]]:

@@ -42,7 +42,7 @@ ALLOWABLE = {
 }
 
 
-class Copy(Struct, frozen=True, eq=False):
+class Copy(Struct, frozen=True, eq=False, gc=False):
     """Fill `into` with a stored tensor; `cast` when their dtypes differ."""
 
     lazy: LazyTensor
@@ -111,10 +111,12 @@ def renamer(plan: Plan, part: str) -> Callable[[str], str]:
 
 def selects(plan: Plan, part: str, name: str) -> bool:
     """True when `only` has no patterns, or one fits the name or "part/name"."""
+    if not plan.choice.only:
+        return True
     fitting = {
         p
         for p in plan.choice.only
         if fnmatch.fnmatchcase(name, p) or fnmatch.fnmatchcase(f"{part}/{name}", p)
     }
     plan.used |= fitting
-    return bool(fitting) or not plan.choice.only
+    return bool(fitting)

@@ -5,7 +5,7 @@ from typing import Any
 
 from msgspec import Struct, field
 
-from holdtrue.capture.environment import environment
+from holdtrue.capture.environment import running
 from holdtrue.doctor.environments import compare_environments
 from holdtrue.findings import Finding
 from holdtrue.formats.view import View
@@ -51,7 +51,7 @@ def plan_request(request: Request, *, dry: bool = False) -> Planned:
         return Planned(plan=plan, foreign=foreign)
     parts = request.manifest.parts
     plan = plan_restore(parts, fresh, targets, choice, request.rng, dry=dry)
-    saved, here = request.manifest.environment, environment()
+    saved, here = request.manifest.environment, running()
     plan.findings += compare_environments(saved, here, plan.moved, resume=request.rng)
     plan.findings += [_has_parts(*item) for item in request.source.items()]
     return Planned(plan=plan)

@@ -43,7 +43,8 @@ def plan_restore(
     """
     plan = Plan(choice, dry, written_by)
     _check_choice(choice, plan)
-    known = known_tensors(targets)
+    named = any(has_own_state(target) for target in targets.values())
+    known = known_tensors(targets) if named else {}  # for optimizers: no other asks for names
     held = {
         id(p): name
         for name, value in targets.items()
@@ -121,6 +122,8 @@ def _check_choice(choice: Choice, plan: Plan) -> None:
 
 def _check_patterns(choice: Choice, parts: Mapping[str, Part], plan: Plan) -> None:
     """A pattern that fits nothing is a typing error, and would leave tensors out in silence."""
+    if not (choice.only or choice.rename):
+        return
     names = [
         f"{part}/{name}"
         for part, record in parts.items()

@@ -14,8 +14,9 @@ from msgspec.structs import replace
 from torch import Tensor
 
 from holdtrue.capture.tensors import Source
+from holdtrue.capture.together import copy_together
 from holdtrue.engine.layout import PlannedFile
-from holdtrue.engine.staging import copy_in
+from holdtrue.engine.staging import Places, copy_in
 from holdtrue.errors import SaveError, fail
 from holdtrue.findings import Finding, several
 
@@ -57,7 +58,7 @@ class Deferred:
         self,
         files: list[PlannedFile],
         sources: Mapping[str, Source],
-        places: Mapping[str, memoryview],
+        places: Places,
         optimizers: Iterable[torch.optim.Optimizer],
     ) -> None:
         steady = {id(tensor) for optimizer in optimizers for tensor in _tensors_of(optimizer)}
@@ -77,11 +78,12 @@ class Deferred:
     def copy_the_rest(self) -> None:
         """What may change at any moment."""
         keys = {p.key for f in self._files for p in f.placements} - self._later.keys()
-        copy_in(_only(self._files, keys), self._sources, self._places)
+        copy_in(_only(self._files, keys), self._sources, self._places, copy_together)
 
     def copy(self, subject: str) -> None:
         """What stands still. Raises SaveError where something was written to after all."""
-        copy_in(_only(self._files, self._later.keys()), self._sources, self._places)
+        files = _only(self._files, self._later.keys())
+        copy_in(files, self._sources, self._places, copy_together)
         self.confirm(subject)
 
     def seal(self) -> None:

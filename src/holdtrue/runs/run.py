@@ -13,11 +13,12 @@ from typing import Any, Literal, Self
 from msgspec import UNSET, UnsetType
 from msgspec.structs import replace
 
+from holdtrue.capture.together import copy_together
 from holdtrue.checkpoint import Checkpoint
 from holdtrue.checkpoint import open as open_checkpoint
 from holdtrue.doctor.amounts import counted
 from holdtrue.engine.linking import Earlier
-from holdtrue.engine.staging import Staged, Staging, copy_in
+from holdtrue.engine.staging import Places, Staging, copy_in
 from holdtrue.engine.telling import Tell
 from holdtrue.errors import HoldtrueError, fail
 from holdtrue.findings import Finding, Report
@@ -34,7 +35,7 @@ from holdtrue.runs.overlap import Deferred, StepGate
 from holdtrue.runs.preemption import Preemption
 from holdtrue.runs.resuming import restore_parts, resume_first_whole
 from holdtrue.runs.shelf import Shelf
-from holdtrue.saving import Prepared, prepare, whole_step, write
+from holdtrue.saving import Before, Prepared, prepare, whole_step, write
 from holdtrue.storage.locating import best_first, step_name, steps
 
 _log = logging.getLogger("holdtrue")
@@ -89,6 +90,7 @@ class Run:
         self._shelf = Shelf(self.path)
         self.progress = progress
         self._staging = Staging()
+        self._before: Before | None = None  # what the last save found out, see `saving.prepare`
         self._behind = Background()
         self._saves = threading.RLock()  # several threads may save into one run
         self._at_rest = False  # see `rest`
@@ -163,7 +165,10 @@ class Run:
             probe=self.probe,
             gradients=self.gradients,
             began=began,
+            before=self._before,
+            remember_it=True,
         )
+        self._before = prepared.before
         self._shelf.leave_behind()
         saving = Saving(step, target, prepared.nbytes)
         earlier = self._shelf.earlier()
@@ -178,7 +183,7 @@ class Run:
         places = self._staging.reserve(prepared.files)
         deferred = None
         if self._gate is None:
-            copy_in(prepared.files, prepared.sources, places)
+            copy_in(prepared.files, prepared.sources, places, copy_together)
         else:
             given = (prepared.files, prepared.sources, places)
             deferred = Deferred(*given, self._gate.optimizers)
@@ -186,10 +191,9 @@ class Run:
             self._gate.shut(deferred)
         saving.staging = self._staging.nbytes
         saving.stall = time.perf_counter() - began
-        copies = {key: Staged(place) for key, place in places.items()}
         self._behind.start(
             f"holdtrue-save-{step}",
-            lambda: self._write(saving, prepared, copies, earlier, deferred),
+            lambda: self._write(saving, prepared, places, earlier, deferred),
         )
         return saving
 
@@ -333,7 +337,7 @@ class Run:
         try:
             self.flush()
         finally:
-            self._staging = Staging()
+            self._staging, self._before = Staging(), None
             self._let_go()
 
     def _let_go(self) -> None:
@@ -349,7 +353,7 @@ class Run:
         self,
         saving: Saving,
         prepared: Prepared,
-        copies: Mapping[str, Staged],
+        places: Places,
         earlier: Earlier | None,
         deferred: Deferred | None,
     ) -> None:
@@ -362,8 +366,8 @@ class Run:
                     gate.open()
             saved = write(
                 prepared,
-                copies,
-                images=self._staging.images(prepared.files),
+                places.copies(prepared.files),
+                images=places.images(prepared.files),
                 earlier=earlier,
                 stall=saving.stall,
                 staging=saving.staging,

@@ -1,0 +1,148 @@
+"""How the time grows: with bytes, with tensors, with the checkpoints of a run.
+
+`python -m benchmarks.speed.growth [--quick]` measures each operation at sizes that grow by factors,
+and says of each whether it grows in a straight line. `--only` and `--most` choose what is measured,
+`--json` writes it down. Files are read cold: what the page cache holds of them is dropped first.
+"""
+
+import argparse
+import math
+import statistics
+import sys
+import tempfile
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+import msgspec
+from msgspec import Struct
+
+Point = tuple[float, float]  # size, median seconds
+STEEPEST = 1.15  # the exponent up to which a curve is called a straight line
+
+
+class Series(Struct, frozen=True, kw_only=True):
+    """The times of one operation, and the line through them.
+
+    `exponent` is the slope of log(time) over log(size) in the last decade of sizes: 0 where the
+    time does not depend on the size, 1 for a line, 2 where twice the size takes four times as long.
+    """
+
+    name: str  # "save", "resume", …
+    label: str  # what the size counts: "MiB", "tensors", "checkpoints"
+    points: tuple[Point, ...]
+    slope: float  # seconds for one more
+    intercept: float  # seconds for none
+    deviation: float  # the largest, from the line, as a part of the measured time
+    exponent: float
+    straight: bool
+
+
+def series(name: str, label: str, points: Iterable[Point]) -> Series:
+    """Put a line through the points. Each counts by its relative error: the sizes grow by factors,
+    and the largest would else be all that matters."""
+    found = tuple(sorted(points))
+    slope, intercept = _line(found)
+    steep = _exponent(found)
+    return Series(
+        name=name,
+        label=label,
+        points=found,
+        slope=slope,
+        intercept=intercept,
+        deviation=max(abs(intercept + slope * x - y) / y for x, y in found),
+        exponent=steep,
+        straight=steep <= STEEPEST,
+    )
+
+
+def gather(label: str, rounds: Iterable[tuple[int, dict[str, float]]]) -> list[Series]:
+    """One series an operation, of the medians, from (size, operation → seconds) of every round."""
+    times: dict[str, dict[int, list[float]]] = {}
+    for size, seconds in rounds:
+        for name, value in seconds.items():
+            times.setdefault(name, {}).setdefault(size, []).append(value)
+    return [
+        series(name, label, [(size, statistics.median(all_)) for size, all_ in by_size.items()])
+        for name, by_size in times.items()
+    ]
+
+
+def table(found: Sequence[Series]) -> str:
+    """One row an operation: its times, its slope, and whether it is straight."""
+    rows = [("", "of", "times", "slope", "off", "exponent", "")]
+    for one in found:
+        times = "  ".join(f"{x:g}: {_seconds(y)}" for x, y in one.points)
+        slope = f"{_seconds(one.slope)} each"
+        said = "straight" if one.straight else "STEEP"
+        off = f"{one.deviation:.0%}"
+        rows.append((one.name, one.label, times, slope, off, f"{one.exponent:.2f}", said))
+    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
+    return "\n".join(
+        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
+        for row in rows
+    )
+
+
+def _line(points: Sequence[Point]) -> tuple[float, float]:
+    """Slope and intercept of the least squares, each point weighted by 1 / time²."""
+    weights = [1 / y**2 for _, y in points]
+    total = sum(weights)
+    x0 = sum(w * x for w, (x, _) in zip(weights, points, strict=True)) / total
+    y0 = sum(w * y for w, (_, y) in zip(weights, points, strict=True)) / total
+    spread = sum(w * (x - x0) ** 2 for w, (x, _) in zip(weights, points, strict=True))
+    if not spread:
+        return 0.0, y0
+    both = sum(w * (x - x0) * (y - y0) for w, (x, y) in zip(weights, points, strict=True))
+    return both / spread, y0 - both / spread * x0
+
+
+def _exponent(points: Sequence[Point]) -> float:
+    """Over the last decade, which what every call costs hides least."""
+    last = [(math.log(x), math.log(y)) for x, y in points if x * 10 >= points[-1][0]]
+    if len(last) < 2:
+        return 0.0
+    x0, y0 = statistics.fmean(x for x, _ in last), statistics.fmean(y for _, y in last)
+    return sum((x - x0) * (y - y0) for x, y in last) / sum((x - x0) ** 2 for x, _ in last)
+
+
+def _seconds(value: float) -> str:
+    for least, factor, unit in ((1.0, 1, "s"), (1e-3, 1e3, "ms"), (1e-6, 1e6, "µs")):
+        if abs(value) >= least:
+            return f"{value * factor:.3g} {unit}"
+    return f"{value * 1e9:.3g} ns"
+
+
+def main() -> None:
+    # Not imported above: who charts a series needs no torch.
+    from benchmarks.speed.growing import GROWTHS, SkippedError
+
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.speed.growth", description=__doc__)
+    parser.add_argument("--quick", action="store_true", help="small sizes, one round: a minute")
+    parser.add_argument("--only", choices=sorted(GROWTHS), action="append", help="of this alone")
+    parser.add_argument("--least", type=int, default=0, help="no size below")
+    parser.add_argument("--most", type=int, default=sys.maxsize, help="no size above")
+    parser.add_argument("--rounds", type=int, help="of each size; the largest have fewer")
+    parser.add_argument("--directory", type=Path, help="where to write; else a temporary one")
+    parser.add_argument("--json", type=Path, help="a file for what was measured")
+    given = parser.parse_args()
+    found: list[Series] = []
+    for name in given.only or GROWTHS:
+        growth = GROWTHS[name]
+        sizes = [s for s in growth.sizes(quick=given.quick) if given.least <= s <= given.most]
+        measured: list[tuple[int, dict[str, float]]] = []
+        for size in sizes:
+            for _ in range(given.rounds or growth.rounds(size, quick=given.quick)):
+                with tempfile.TemporaryDirectory(prefix="growth-", dir=given.directory) as folder:
+                    try:
+                        measured.append((size, growth.measure(Path(folder), size)))
+                    except SkippedError as why:
+                        print(f"{size} {growth.label} were skipped: {why}", file=sys.stderr)
+                        break
+        found += gather(growth.label, measured)
+    print(table(found))
+    if given.json:
+        given.json.write_bytes(msgspec.json.format(msgspec.json.encode(found)))
+
+
+if __name__ == "__main__":
+    main()
