@@ -17,16 +17,17 @@ from msgspec import Struct
 
 from holdtrue.engine.buffers import PAGE, lease
 from holdtrue.engine.shared_file import SharedFile, copy
-from holdtrue.engine.spans import Fill, Into, Run, Section, flat, spans
+from holdtrue.engine.spans import Alone, Fill, Into, Job, Run, Section, flat, spans
 from holdtrue.engine.threads import in_threads
 from holdtrue.findings import Finding
 from holdtrue.formats.checkpoint_directory import unreadable
 from holdtrue.formats.tensor_bytes import digest_mismatch
 from holdtrue.formats.verifying import check_storage
 from holdtrue.formats.view import Storage
-from holdtrue.limits import limits, override
+from holdtrue.limits import MIB, limits, override
 
 _LOOKED_AT = 16
+_HOT = 1 * MIB  # is hashed while it is in the nearest cache of a processor
 Progress = Callable[[int], None]  # told how many more bytes have been read
 
 __all__ = ["Fill", "Into", "Wrong", "fill", "verify_storages"]
@@ -91,9 +92,12 @@ def _read(fills: list[Fill], progress: Progress | None, *, past_cache: bool) -> 
 
     with _opened(jobs, past_cache=past_cache) as files:
 
-        def work(job: Run | Section) -> list[Wrong]:
+        def work(job: Job) -> list[Wrong]:
             with files.using(job.file) as file:
-                found = _section(job, file) if isinstance(job, Section) else _run(job, file)
+                if isinstance(job, Section):
+                    found = _section(job, file)
+                else:
+                    found = _alone(job, file) if isinstance(job, Alone) else _run(job, file)
             if progress is not None:
                 progress(job.end - job.begin)
             return found
@@ -109,7 +113,7 @@ class _Files:
     """Each file is open from its first job to its last: there may be more files than may be open
     at once."""
 
-    def __init__(self, jobs: list[Run | Section], *, past_cache: bool) -> None:
+    def __init__(self, jobs: list[Job], *, past_cache: bool) -> None:
         self._past_cache = past_cache
         self._left: dict[str, int] = {}
         self._open: dict[str, SharedFile] = {}
@@ -135,7 +139,7 @@ class _Files:
                 if not self._left[path] and path in self._open:
                     self._open.pop(path).close()
 
-    def cached(self, jobs: list[Run | Section]) -> bool:
+    def cached(self, jobs: list[Job]) -> bool:
         """Whether the page cache seems to have all of it; a few places are looked at."""
         for job in jobs[:: max(1, len(jobs) // _LOOKED_AT)]:
             try:
@@ -157,7 +161,7 @@ class _Files:
 
 
 @contextmanager
-def _opened(jobs: list[Run | Section], *, past_cache: bool) -> Iterator[_Files]:
+def _opened(jobs: list[Job], *, past_cache: bool) -> Iterator[_Files]:
     files = _Files(jobs, past_cache=past_cache)
     try:
         yield files
@@ -211,6 +215,43 @@ def _take(one: Fill, begin: int, data: memoryview) -> Wrong | None:
     elif into is not None:
         copy(flat(into), found)
     return None
+
+
+def _alone(job: Alone, file: SharedFile | OSError) -> list[Wrong]:
+    storage, into = job.fill.storage, job.fill.into
+    if isinstance(file, OSError):
+        return [Wrong(storage, file)]
+    memory = memoryview(bytearray(storage.nbytes)) if callable(into) else None
+    if into is not None and not callable(into):
+        memory = flat(into)
+    digest = xxhash.xxh3_128()
+    large = limits().chunk_bytes
+    try:
+        with lease(min(large, storage.nbytes) + 2 * PAGE) as buffer:
+            at = job.begin
+            while at < job.end:
+                # Small pieces out of the page cache; few and large requests to the disk.
+                count = min(_HOT, large, job.end - at)
+                place = buffer if memory is None else memory[at - job.begin :]
+                data = place[:count]
+                if not file.scatter([data], count, at):
+                    count = min(large, job.end - at)
+                    if memory is None:
+                        data = file.fetch(count, at, buffer)
+                    else:
+                        data = place[:count]
+                        data = data[: file.fill(data, at, buffer)]
+                digest.update(data)
+                at += len(data)
+                if len(data) < count:
+                    return [Wrong(storage)]  # the file ends here
+    except OSError as error:
+        return [Wrong(storage, error)]
+    if digest.hexdigest() != storage.digest:
+        return [Wrong(storage)]
+    if callable(into) and memory is not None:
+        into(memory)
+    return []
 
 
 def _section(job: Section, file: SharedFile | OSError) -> list[Wrong]:

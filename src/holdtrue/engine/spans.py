@@ -1,5 +1,5 @@
 """What a reading reads, in the order in which it lies in the files: runs of small storages, each
-run in one read, and large storages in sections that several threads take."""
+run in one read, larger ones alone, and huge ones in sections that several threads take."""
 
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -14,7 +14,8 @@ from holdtrue.on_demand import npt
 from holdtrue.on_demand import numpy as np
 
 _MOST = 500  # storages of one run; a scattered read takes 1,024 pieces of memory, gaps included
-_STEP = 2 * MIB  # read and hashed while it is in the processor's cache
+_STEP = 2 * MIB  # of a run: read and hashed while it is in the processor's cache
+_HUGE = 8  # chunks; what is larger would keep one thread busy while the others are done
 GAP = 4096  # what lies between two storages of one run is read as well, and forgotten
 
 # Where bytes go: an array over the memory, or a function that places them.
@@ -36,6 +37,15 @@ class Run(Struct, frozen=True, eq=False):
     begin: int
     end: int
     fills: list[Fill]
+
+
+class Alone(Struct, frozen=True, eq=False):
+    """One storage that one thread reads, piece by piece."""
+
+    file: str
+    begin: int
+    end: int
+    fill: Fill
 
 
 class Section(Struct, frozen=True, eq=False):
@@ -92,7 +102,10 @@ class Large:
             self._turns.notify_all()
 
 
-def spans(fills: Iterable[Fill]) -> Iterator[Run | Section]:
+Job: TypeAlias = Run | Alone | Section
+
+
+def spans(fills: Iterable[Fill]) -> Iterator[Job]:
     """All of it by file and place in the file. Neighbours that are small share a span."""
     step = _step()
     run: list[Fill] = []
@@ -101,8 +114,10 @@ def spans(fills: Iterable[Fill]) -> Iterator[Run | Section]:
         if run and not _follows(run, storage, step):
             yield _run(run)
             run = []
-        if storage.nbytes > step:
-            yield from _sections(fill, step)
+        if storage.nbytes > _HUGE * limits().chunk_bytes:
+            yield from _sections(fill, limits().chunk_bytes)
+        elif storage.nbytes > step:
+            yield Alone(storage.file, storage.offset, storage.offset + storage.nbytes, fill)
         else:
             run.append(fill)
     if run:
