@@ -5,11 +5,13 @@ with another.
 Forked from here, children begin with warm libraries and cannot harm one another.
 """
 
+import contextlib
 import json
 import os
 import resource
 import select
 import signal
+import stat
 import sys
 import time
 import traceback
@@ -68,10 +70,9 @@ def peak() -> int:
 
 
 def reset_peak() -> int:
-    try:
+    # Where it may not be reset, the peak is that of the whole process: `before` is, too.
+    with contextlib.suppress(OSError):
         Path("/proc/self/clear_refs").write_text("5")
-    except OSError:
-        pass  # the peak is then that of the whole process, and the bound a looser one
     return peak()
 
 
@@ -80,7 +81,8 @@ def contents(folder: Path) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for path in sorted(folder.rglob("*")):
         status = path.lstat()
-        kept = path.read_bytes() if path.is_file() and status.st_size < MIB else b""
+        plain = stat.S_ISREG(status.st_mode) and status.st_size < MIB
+        kept = path.read_bytes() if plain else b""
         found[str(path.relative_to(folder))] = (
             status.st_mode, status.st_size, status.st_mtime_ns, status.st_nlink, kept
         )  # fmt: skip
@@ -90,6 +92,7 @@ def contents(folder: Path) -> dict[str, Any]:
 def try_attack(folder: Path, path: Path) -> dict[str, Any]:
     """In a child of its own: the gauntlet, watched."""
     import attack_package
+
     from attacks import gauntlet
     from attacks.watch import Watch
 
@@ -151,7 +154,8 @@ def warm(place: Path) -> None:
     from attacks import families, gauntlet
 
     torch.set_num_threads(1)
-    assert families.__all__ and attack_package.RAN == []
+    assert families.__all__
+    assert attack_package.RAN == []
     warming = place / "warm"
     warming.mkdir()
     import holdtrue

@@ -11,8 +11,9 @@ Maker = Callable[[Path], Made]
 
 @dataclass(frozen=True)
 class Must:
-    """What has to happen. `refused`: an error with this code when it is opened, read or verified,
-    or at the step named. `told`: the doctor's report has the code. `inert`: it opens, as data."""
+    """What has to happen. `refused`: an error with this code when opened, read, verified,
+    restored, or at the step named; the code "any" is any code. `told`: the doctor's report has
+    the code. `inert`: it opens, as data."""
 
     way: str
     code: str = ""
@@ -23,7 +24,8 @@ class Must:
         if self.way == "inert":
             return "opens as inert data"
         where = {"build": " when built", "restore": " when restored"}.get(self.at, "")
-        return f"{self.way}{where}: `{self.code}`"
+        code = "" if self.code == "any" else f": `{self.code}`"
+        return f"{self.way}{where}{code}"
 
 
 def refused(code: str, at: str = "", why: str = "") -> Must:
@@ -49,6 +51,7 @@ class Attack:
     make: Maker
     seen: str = "ours"
     file: str = "model.pt"
+    follows: bool = False  # a link out of the folder is read through, and may be
 
 
 FAMILIES: dict[str, dict[str, Attack]] = {}
@@ -61,12 +64,18 @@ def add(attack: Attack) -> None:
 
 
 def attack(
-    family: str, name: str, tries: str, must: Must, seen: str = "ours", file: str = "model.pt"
+    family: str,
+    name: str,
+    tries: str,
+    must: Must,
+    seen: str = "ours",
+    file: str = "model.pt",
+    follows: bool = False,
 ) -> Callable[[Maker], Maker]:
     """Registers the function that makes an attack."""
 
     def register(make: Maker) -> Maker:
-        add(Attack(name, family, tries, must, make, seen, file))
+        add(Attack(name, family, tries, must, make, seen, file, follows))
         return make
 
     return register

@@ -67,12 +67,13 @@ def misses(family: str, name: str, result: dict[str, Any]) -> list[str]:
     if "codes" not in result:
         return [f"the child ended: {result}"]
     wrong = [f"it was run: {line}" for line in ["the canary is there"] if result["ran"]]
-    wrong += [f"it reached out: {line}" for line in result["seen"]]
+    read = " for reading" if attack.follows else "\0"
+    wrong += [f"it reached out: {line}" for line in result["seen"] if not line.endswith(read)]
     wrong += [f"changed: {line}" for line in result["changed"]]
     wrong += [f"no finding but {line}" for line in result["bare"]]
     if result["grown"] > arena.MEMORY:
         wrong.append(f"{result['grown'] >> 20} MiB of memory")
-    steps = (must.at,) if must.at else ("open", "read", "values", "verify")
+    steps = (must.at,) if must.at else ("open", "read", "values", "verify", "restore")
     refusals = said(result, steps)
     opens = "open" in result["done"]
     if must.way == "inert":
@@ -82,6 +83,8 @@ def misses(family: str, name: str, result: dict[str, Any]) -> list[str]:
         told = said(result, ("doctor", "doctor deep", "open"))
         if must.code not in told:
             wrong.append(f"the doctor tells {sorted(told)}")
+    elif must.code == "any" and refusals:
+        pass
     elif must.code not in refusals:
         wrong.append(f"the refusal is {sorted(refusals)}")
     elif must.why and not any(must.why in text for key, text in result["whys"].items()

@@ -11,7 +11,7 @@ from typing import Any
 # Running, importing or reaching for what is outside. None of it is ever needed to read a file.
 _NEVER = (
     "os.system", "os.exec", "os.posix_spawn", "os.spawn", "os.fork", "os.forkpty", "os.startfile",
-    "subprocess.Popen", "pty.spawn", "socket.", "ctypes.", "pickle.find_class", "marshal.",
+    "subprocess.Popen", "pty.spawn", "socket.", "ctypes.", "pickle.find_class",
     "webbrowser.open", "urllib.Request", "ftplib.", "smtplib.", "http.client.", "imaplib.",
     "telnetlib.", "poplib.", "nntplib.", "builtins.input", "builtins.breakpoint", "os.kill",
     "sys.settrace", "sys.setprofile", "sqlite3.", "winreg.", "syslog.", "pdb.Pdb", "os.chdir",
@@ -85,7 +85,8 @@ class Watch:
     def _ran(self, code: Any) -> None:
         """What is run is a library's own file that is being imported, and no text of a file's."""
         place = str(getattr(code, "co_filename", ""))
-        if not place.startswith("<frozen") and not _beneath(place, self._libraries):
+        own = _beneath(place, self._libraries) and not place.startswith("<")
+        if not own and not place.startswith("<frozen"):
             self.seen.append(f"exec of {place!r}")
 
 

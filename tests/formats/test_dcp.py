@@ -1,7 +1,5 @@
-import dataclasses
 import json
 import os
-import pickle
 import subprocess
 import sys
 import warnings
@@ -11,10 +9,8 @@ import pytest
 import torch
 import torch.distributed.checkpoint as dcp
 from damage import flips, survives, truncations
-from safetensors.torch import save as save_safetensors
 from torch.distributed.checkpoint import FileSystemWriter, HuggingFaceStorageWriter
 from torch.distributed.checkpoint.filesystem import SerializationFormat
-from torch.distributed.checkpoint.metadata import ChunkStorageMetadata
 from write_dcp import whole
 
 from holdtrue.errors import DamageError, HoldtrueError, OpenError

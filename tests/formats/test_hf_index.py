@@ -6,7 +6,7 @@ import torch
 from damage import flips, survives, truncations
 from safetensors.torch import save as save_safetensors
 
-from holdtrue.errors import DamageError, OpenError
+from holdtrue.errors import DamageError
 from holdtrue.formats.hf_index import read_incomplete
 from holdtrue.formats.opening import read
 from holdtrue.formats.tensor_bytes import read_tensor

@@ -1,10 +1,8 @@
 # ruff: noqa: E501  (a table of lies, one a line)
 """Bad input: each way of being wrong ends in one clear finding, and nothing is lost."""
 
-import copy
 import json
 import os
-import resource
 import shutil
 import subprocess
 import sys

@@ -12,6 +12,7 @@ from holdtrue.limits import override
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "attacks" / "bait"))
 import attack_package
+
 from attacks.families.recipes import LINEAR, OWN, build, forged
 
 

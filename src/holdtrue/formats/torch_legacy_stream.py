@@ -121,7 +121,7 @@ def _read_spans(
     findings: list[Finding],
     where: str,
 ) -> tuple[Operation, ...]:
-    """Fill `spans` with the first byte and the length of each storage. What their keys would run."""
+    """Fill `spans` with the first byte and length of each storage. What their keys would run."""
     walked = walk(source, where=where)
     keys = walked.value
     if not isinstance(keys, list):

@@ -1,3 +1,4 @@
+# ruff: noqa: E501  (tables, one attack a line)
 """torch.distributed.checkpoint directories: `.metadata` is a pickle that torch unpickles on load."""
 
 import dataclasses
@@ -118,10 +119,24 @@ def _changed(edit: Callable[[Any], object]) -> Callable[[Path], Path]:
 
 
 for _name, (_edit, _code) in HOSTILE.items():
-    add(Attack(_name, FAMILY, "to make the reader believe a lie", refused(_code or ""), _changed(_edit)))
+    add(
+        Attack(
+            _name,
+            FAMILY,
+            "to make the reader believe a lie",
+            refused(_code or "any"),
+            _changed(_edit),
+        )
+    )
 
 
-@attack(FAMILY, "metadata that runs code", "to run code on load", told("code-in-file"), "torch.distributed.checkpoint")
+@attack(
+    FAMILY,
+    "metadata that runs code",
+    "to run code on load",
+    told("code-in-file"),
+    "torch.distributed.checkpoint",
+)
 def running(folder: Path) -> Path:
     place_ = small(folder)
 
@@ -133,14 +148,26 @@ def running(folder: Path) -> Path:
     return place_
 
 
-@attack(FAMILY, "metadata that is a payload", "to run code on load", refused(DAMAGED), "torch.distributed.checkpoint")
+@attack(
+    FAMILY,
+    "metadata that is a payload",
+    "to run code on load",
+    refused(DAMAGED),
+    "torch.distributed.checkpoint",
+)
 def payload(folder: Path) -> Path:
     place_ = small(folder)
     (place_ / ".metadata").write_bytes(b"\x80\x02" + call("os", "system", canary.shell()) + b".")
     return place_
 
 
-@attack(FAMILY, "shard that runs code", "to run code when a shard is read", INERT, "torch.distributed.checkpoint")
+@attack(
+    FAMILY,
+    "shard that runs code",
+    "to run code when a shard is read",
+    INERT,
+    "torch.distributed.checkpoint",
+)
 def shard(folder: Path) -> Path:
     place_ = small(folder)
     metadata = pickle.loads((place_ / ".metadata").read_bytes())
@@ -164,22 +191,30 @@ def linked(folder: Path) -> Path:
 
 
 SHARDING = [
-        "no json",
-        "[]",
-        '{"a": 3}',
-        '{"a": {}}',
-        '{"a": {"saved_offsets": [1]}}',
-        '{"a": {"saved_offsets": [-1, 0]}}',
-        '{"a": {"saved_offsets": [0, 1]}}',
-        '{"a": {"saved_offsets": [0.0, 0]}}',
-        '{"a": {"saved_offsets": [9223372036854775807, 0]}}',
-    ]
+    "no json",
+    "[]",
+    '{"a": 3}',
+    '{"a": {}}',
+    '{"a": {"saved_offsets": [1]}}',
+    '{"a": {"saved_offsets": [-1, 0]}}',
+    '{"a": {"saved_offsets": [0, 1]}}',
+    '{"a": {"saved_offsets": [0.0, 0]}}',
+    '{"a": {"saved_offsets": [9223372036854775807, 0]}}',
+]
 for _number, _info in enumerate(SHARDING):
+
     def _sharded(folder: Path, info: str = _info) -> Path:
         data = save_safetensors({"a": torch.ones(2, 2)}, {"DCP_SHARDING_INFO": info})
         (folder / "set").mkdir()
         (folder / "set" / "a.safetensors").write_bytes(data)
         return folder / "set"
 
-    add(Attack(f"sharding information {_number}: {_info[:30]}", FAMILY, "offsets that lie",
-               Must("refused", "dcp"), _sharded))
+    add(
+        Attack(
+            f"sharding information {_number}: {_info[:30]}",
+            FAMILY,
+            "offsets that lie",
+            Must("refused", "any"),
+            _sharded,
+        )
+    )

@@ -8,7 +8,7 @@ import torch
 from safetensors.torch import save as save_safetensors
 
 from attacks import canary
-from attacks.attack import INERT, Attack, CannotMake, Must, add, attack, refused, told
+from attacks.attack import Attack, Must, add, attack, refused
 from attacks.families.pickles_that_run import call
 from attacks.families.torch_files import torch_zip
 
@@ -16,7 +16,9 @@ FAMILY = "shard index"
 STATE = {"0.weight": torch.ones(1, 2), "0.bias": torch.ones(1)}
 
 
-def write_set(folder: Path, changes: dict[str, Any] | None = None, suffix: str = "safetensors") -> Path:
+def write_set(
+    folder: Path, changes: dict[str, Any] | None = None, suffix: str = "safetensors"
+) -> Path:
     """Two shards of one tensor each; `changes` are made to the map."""
     weight_map: dict[str, Any] = {}
     for number, (name, tensor) in enumerate(STATE.items()):
@@ -29,23 +31,29 @@ def write_set(folder: Path, changes: dict[str, Any] | None = None, suffix: str =
 
 
 SHARDS = [
-        "../secret.safetensors",
-        "/etc/passwd",
-        "a/../../b",
-        "..",
-        ".",
-        "",
-        "sub/model.safetensors",
-        "C:\\weights",
-        "a\\b",
-        "nul\0",
-        "line\nbreak",
-        "x" * 300,
-    ]
+    "../secret.safetensors",
+    "/etc/passwd",
+    "a/../../b",
+    "..",
+    ".",
+    "",
+    "sub/model.safetensors",
+    "C:\\weights",
+    "a\\b",
+    "nul\0",
+    "line\nbreak",
+    "x" * 300,
+]
 for _name in SHARDS:
-    add(Attack(f"shard called {_name[:40]!r}", FAMILY, "to read a file outside",
-               refused("shard-name-unsafe"),
-               lambda folder, name=_name: write_set(folder, {"0.weight": name})))
+    add(
+        Attack(
+            f"shard called {_name[:40]!r}",
+            FAMILY,
+            "to read a file outside",
+            refused("shard-name-unsafe"),
+            lambda folder, name=_name: write_set(folder, {"0.weight": name}),
+        )
+    )
 
 TEXTS = [
     '{"weight_map": {"a": 3}}',
@@ -60,16 +68,30 @@ TEXTS = [
     '{"weight_map": {"a": "' + "x" * (2 << 20) + '"}}',
 ]
 for _number, _text in enumerate(TEXTS):
+
     def _index(folder: Path, text: str = _text) -> Path:
         path = write_set(folder)
         path.write_text(text)
         return path
 
-    add(Attack(f"index {_number}: {_text[:40]}", FAMILY, "to make the reader believe a lie",
-               refused("index-damaged"), _index))
+    add(
+        Attack(
+            f"index {_number}: {_text[:40]}",
+            FAMILY,
+            "to make the reader believe a lie",
+            refused({7: "text-file", 9: "shard-name-unsafe"}.get(_number, "index-damaged")),
+            _index,
+        )
+    )
 
 
-@attack(FAMILY, "shard that is a link outside", "to read a file outside", refused("shard-unreadable"))
+@attack(
+    FAMILY,
+    "shard that is a link outside",
+    "to read a file outside",
+    refused("shard-unreadable"),
+    follows=True,  # Hugging Face keeps its caches as links
+)
 def link(folder: Path) -> Path:
     path = write_set(folder)
     (folder / "model-0.safetensors").unlink()
@@ -100,10 +122,12 @@ def circle(folder: Path) -> Path:
     return write_set(folder, {"0.weight": "model.safetensors.index.json"})
 
 
-@attack(FAMILY, "shard that runs code", "to run code when a shard is read", told("code-in-file"))
+@attack(FAMILY, "shard that runs code", "to run code when a shard is read", Must("refused", "any"))
 def running(folder: Path) -> Path:
     path = write_set(folder, {"x": "model-2.bin"})
-    (folder / "model-2.bin").write_bytes(torch_zip(b"\x80\x02}(X\x01\0\0\0x" + call("os", "system", canary.shell()) + b"u."))
+    (folder / "model-2.bin").write_bytes(
+        torch_zip(b"\x80\x02}(X\x01\0\0\0x" + call("os", "system", canary.shell()) + b"u.")
+    )
     return path
 
 

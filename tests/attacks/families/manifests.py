@@ -287,14 +287,26 @@ _CALLABLES = ("os.system", "posix.system", "subprocess.Popen", "builtins.eval", 
               "functools.partial", "os.PathLike", "collections.Counter")  # fmt: skip
 NODES: dict[str, Callable[[str], Any]] = {
     "object": lambda name: {"$": "object", "class": name, "via": "dict", "state": {"args": "true"}},
-    "object by setstate": lambda name: {"$": "object", "class": name, "via": "setstate", "state": ["true"]},
-    "object by state dict": lambda name: {"$": "object", "class": name, "via": "state_dict", "state": {}},
+    "object by setstate": lambda name: {
+        "$": "object",
+        "class": name,
+        "via": "setstate",
+        "state": ["true"],
+    },
+    "object by state dict": lambda name: {
+        "$": "object",
+        "class": name,
+        "via": "state_dict",
+        "state": {},
+    },
     "class": lambda name: {"$": "class", "v": name},
-    "function": lambda name: {"$": "function", "v": name},
-    "enum": lambda name: {"$": "enum", "class": name, "v": "true"},
-    "dataclass": lambda name: {"$": "dataclass", "class": name, "v": {"cmd": "true"}},
-    "namedtuple": lambda name: {"$": "namedtuple", "class": name, "fields": ["a"], "v": ["true"]},
-    "defaultdict": lambda name: {"$": "defaultdict", "factory": name, "v": []},
+    "callable": lambda name: {"$": "callable", "v": name},
+    "enum": lambda name: {"$": "enum", "class": name, "name": "A", "v": "true"},
+    "defaultdict": lambda name: {
+        "$": "defaultdict",
+        "factory": {"$": "callable", "v": name},
+        "v": [],
+    },
 }
 
 
@@ -304,63 +316,188 @@ def _node(node: Any) -> Lie:
 
 for _kind, _of in NODES.items():
     for _class in _CALLABLES if _kind == "object" else _CALLABLES[:9]:
-        add(Attack(f"{_kind} of {_class}", "class name", "to have a callable imported or called by its name",
-                   INERT, _lying(_node(_of(_class)))))
+        add(
+            Attack(
+                f"{_kind} of {_class}",
+                "class name",
+                "to have a callable imported or called by its name",
+                INERT,
+                _lying(_node(_of(_class))),
+            )
+        )
 
 for _class in _CALLABLES:
-    add(Attack(f"part of class {_class}", "class name", "a class for a whole part", INERT,
-               _lying(lambda body, name=_class: body["parts"]["note"].update(
-                   kind="stateful", class_name=name, state={"a": 1}))))
-    add(Attack(f"tensor of class {_class}", "class name", "a class for a tensor", INERT,
-               _lying(lambda body, name=_class: _tensor(body).update(class_name=name))))
+    add(
+        Attack(
+            f"part of class {_class}",
+            "class name",
+            "a class for a whole part",
+            INERT,
+            _lying(
+                lambda body, name=_class: body["parts"]["note"].update(
+                    kind="stateful", class_name=name, state={"a": 1}
+                )
+            ),
+        )
+    )
+    add(
+        Attack(
+            f"tensor of class {_class}",
+            "class name",
+            "a class for a tensor",
+            INERT,
+            _lying(lambda body, name=_class: _tensor(body).update(class_name=name)),
+        )
+    )
 
-for _key, _value in {"step": "7", "files": "{}", "parts": "{}", "tensors": "{}", "format": '"x"'}.items():
-    add(Attack(f"`{_key}` twice", FAMILY, "one value to one reader, another to the next",
-               DAMAGED, _duplicate(_key, _value)))
+# The last one counts, as in every JSON reader; the digest is of both.
+for _key, _value in {
+    "step": "7",
+    "files": "{}",
+    "parts": "{}",
+    "tensors": "{}",
+    "format": '"x"',
+}.items():
+    add(
+        Attack(
+            f"`{_key}` twice",
+            FAMILY,
+            "one value to one reader, another to the next",
+            INERT if _key in ("step", "parts") else DAMAGED,
+            _duplicate(_key, _value),
+        )
+    )
 
 MORE: dict[str, tuple[Lie, Must]] = {
-    "file size of NaN": (lambda b: b["files"]["model.safetensors"].update(nbytes=float("nan")), DAMAGED),
+    "file size of NaN": (
+        lambda b: b["files"]["model.safetensors"].update(nbytes=float("nan")),
+        DAMAGED,
+    ),
     "shape of NaN": (lambda b: _tensor(b).update(shape=[float("nan")]), DAMAGED),
     "shape of 2^63": (lambda b: _tensor(b).update(shape=[1 << 63]), DAMAGED),
     "shape of 2^64 and of nothing": (lambda b: _tensor(b).update(shape=[1 << 64, 0]), DAMAGED),
-    "file name in a look-alike": (lambda b: b["files"].update({"modеl.safetensors": b["files"].pop("model.safetensors")}), DAMAGED),
-    "file name of a device": (lambda b: b["files"].update({"/dev/zero": b["files"]["model.safetensors"]}), DAMAGED),
-    "file name in a folder": (lambda b: b["files"].update({"a/b.safetensors": b["files"]["model.safetensors"]}), DAMAGED),
-    "source file that climbs": (lambda b: b["files"].update({"source/../../outside/secret": b["files"]["model.safetensors"]}), DAMAGED),
-    "source file that is absolute": (lambda b: b["files"].update({"source//etc/passwd": b["files"]["model.safetensors"]}), DAMAGED),
-    "file name of the manifest": (lambda b: b["files"].update({"manifest.json": b["files"]["model.safetensors"]}), DAMAGED),
+    "file name in a look-alike": (
+        lambda b: b["files"].update({"modеl.safetensors": b["files"].pop("model.safetensors")}),
+        DAMAGED,
+    ),
+    "file name of a device": (
+        lambda b: b["files"].update({"/dev/zero": b["files"]["model.safetensors"]}),
+        DAMAGED,
+    ),
+    "file name in a folder": (
+        lambda b: b["files"].update({"a/b.safetensors": b["files"]["model.safetensors"]}),
+        DAMAGED,
+    ),
+    "source file that climbs": (
+        lambda b: b["files"].update(
+            {"source/../../outside/secret": b["files"]["model.safetensors"]}
+        ),
+        DAMAGED,
+    ),
+    "source file that is absolute": (
+        lambda b: b["files"].update({"source//etc/passwd": b["files"]["model.safetensors"]}),
+        DAMAGED,
+    ),
+    "file name of the manifest": (
+        lambda b: b["files"].update({"manifest.json": b["files"]["model.safetensors"]}),
+        refused("file-longer"),
+    ),
     "part called ..": (lambda b: b["parts"].update({"..": b["parts"]["note"]}), INERT),
-    "part called /etc/passwd": (lambda b: b["parts"].update({"/etc/passwd": b["parts"]["note"]}), INERT),
-    "part that forges a report": (lambda b: b["parts"].update({"a\n0 errors\x1b[2J": b["parts"]["note"]}), INERT),
-    "text of a megabyte for a class": (lambda b: b["parts"]["note"].update(class_name="x" * (1 << 20)), INERT),
+    "part called /etc/passwd": (
+        lambda b: b["parts"].update({"/etc/passwd": b["parts"]["note"]}),
+        INERT,
+    ),
+    "part that forges a report": (
+        lambda b: b["parts"].update({"a\n0 errors\x1b[2J": b["parts"]["note"]}),
+        INERT,
+    ),
+    "text of a megabyte for a class": (
+        lambda b: b["parts"]["note"].update(class_name="x" * (1 << 20)),
+        INERT,
+    ),
     "metric of a string": (lambda b: b.update(metrics={"loss": "__import__('os')"}), INERT),
     "architecture of a wrong type": (lambda b: b["parts"]["model"].update(architecture=7), DAMAGED),
     "recipe of a wrong type": (lambda b: b["parts"]["model"].update(rebuild=[7]), DAMAGED),
-    "sparse indices past the tensor": (lambda b: (
-        _tensor(b).pop("chunks"), _tensor(b).update(layout="sparse_coo", components={
-            "indices": "model/1.num_batches_tracked", "values": "model/0.bias"})), DAMAGED),
-    "sparse CSR of two floats": (lambda b: (
-        _tensor(b).pop("chunks"), _tensor(b).update(layout="sparse_csr", components={
-            "crow_indices": "model/0.bias", "col_indices": "model/0.bias", "values": "model/0.bias"})), DAMAGED),
-    "a scale of infinity": (lambda b: _tensor(b).update(
-        layout="quantized", dtype="qint32", quantizer={"scheme": "per_tensor_affine", "scale": float("inf"), "zero_point": 0}), DAMAGED),
-    "a scale of NaN as text": (lambda b: _tensor(b).update(
-        layout="quantized", dtype="qint32", quantizer={"scheme": "per_tensor_affine", "scale": "NaN", "zero_point": 0}), DAMAGED),
+    "sparse indices past the tensor": (
+        lambda b: (
+            _tensor(b).pop("chunks"),
+            _tensor(b).update(
+                layout="sparse_coo",
+                components={"indices": "model/1.num_batches_tracked", "values": "model/0.bias"},
+            ),
+        ),
+        DAMAGED,
+    ),
+    "sparse CSR of two floats": (
+        lambda b: (
+            _tensor(b).pop("chunks"),
+            _tensor(b).update(
+                layout="sparse_csr",
+                components={
+                    "crow_indices": "model/0.bias",
+                    "col_indices": "model/0.bias",
+                    "values": "model/0.bias",
+                },
+            ),
+        ),
+        DAMAGED,
+    ),
+    "a scale of infinity": (
+        lambda b: _tensor(b).update(
+            layout="quantized",
+            dtype="qint32",
+            quantizer={"scheme": "per_tensor_affine", "scale": float("inf"), "zero_point": 0},
+        ),
+        DAMAGED,
+    ),
+    "a scale of NaN as text": (
+        lambda b: _tensor(b).update(
+            layout="quantized",
+            dtype="qint32",
+            quantizer={"scheme": "per_tensor_affine", "scale": "NaN", "zero_point": 0},
+        ),
+        DAMAGED,
+    ),
     "expanded to terabytes": (lambda b: _tensor(b).update(shape=[1 << 40], stride=[0]), DAMAGED),
     "references that double": (lambda b: _state(b).update(state=_laughs()), INERT),
-    "a list that holds itself": (lambda b: _state(b).update(
-        state={"$": "list", "id": 1, "v": [{"$": "ref", "id": 1}]}), INERT),
-    "a regular expression that explodes": (lambda b: _state(b).update(state={"$": "pattern", "v": "(a+)+$", "flags": 0}), INERT),
-    "a range of 2^200": (lambda b: _state(b).update(state={"$": "range", "v": [0, 1 << 200, 1]}), INERT),
-    "a path that is a command": (lambda b: _state(b).update(state={"$": "path", "v": "$(touch x)", "flavour": "posix"}), INERT),
+    "a list that holds itself": (
+        lambda b: _state(b).update(state={"$": "list", "id": 1, "v": [{"$": "ref", "id": 1}]}),
+        INERT,
+    ),
+    "a range of 2^200": (
+        lambda b: _state(b).update(state={"$": "range", "v": [0, 1 << 200, 1]}),
+        INERT,
+    ),
+    "a path that is a command": (
+        lambda b: _state(b).update(state={"$": "path", "v": ["PosixPath", "$(touch x)"]}),
+        INERT,
+    ),
 }
 for _name, (_lie, _must) in MORE.items():
     add(Attack(_name, FAMILY, "to make the reader believe a lie", _must, _lying(_lie)))
 
-_LIES_OTHERWISE: dict[str, Must] = {name: INERT for name in HARMLESS}
+_LIES_OTHERWISE: dict[str, Must] = dict.fromkeys(HARMLESS, INERT)
+_LIES_OTHERWISE |= {
+    "optimizer without groups": refused("optimizer-params-missing"),
+    "python's random state of a wrong form": refused("target-refused"),
+    "torch's random state of a wrong form": refused("target-refused"),
+    "numpy's random state of a wrong form": refused("target-refused"),
+    "file of 2^62 bytes": refused("file-truncated"),
+    "header of no bytes": refused("safetensors-header-damaged"),
+    "chunk digest wrong": refused("digest-mismatch"),
+    "uninitialised": refused("layout-not-plain"),
+    "torch dtype that is a function": refused("dtype-unknown"),
+}
 for _name, _lie in LIES.items():
-    add(Attack(f"lie: {_name}", FAMILY, "to make the reader believe a lie",
-               _LIES_OTHERWISE.get(_name, DAMAGED), _lying(_lie)))
+    add(
+        Attack(
+            f"lie: {_name}",
+            FAMILY,
+            "to make the reader believe a lie",
+            _LIES_OTHERWISE.get(_name, DAMAGED),
+            _lying(_lie),
+        )
+    )
 
 
 def _laughs() -> Any:

@@ -9,6 +9,7 @@ from attacks.families.pickles_that_run import text
 
 MIB = 1 << 20
 
+
 def doubling(width: int, depth: int, tail: bytes) -> bytes:
     """A list of `width` lists, each the same list of `width` lists, `depth` times."""
     stream = b"]" + tail + b"q\x00"
@@ -74,27 +75,41 @@ EXHAUSTING: dict[str, bytes] = {
 }  # fmt: skip
 
 
-
-BILLION_LAUGHS = b"".join(
-    b"(" + b"h%c" % level * 10 + b"lq%c" % (level + 1) for level in range(40)
-)
+BILLION_LAUGHS = b"".join(b"(" + b"h%c" % level * 10 + b"lq%c" % (level + 1) for level in range(40))
 EXHAUSTING |= {
     "billion laughs in tuples": b"Nq\x00" + BILLION_LAUGHS + b".",
     "memo filled to no end": b"N" + b"\x94" * 900_000 + b".",
     "memo slots at the far end": b"".join(b"Nr" + (i << 20).to_bytes(4, "little")
                                           for i in range(4000)) + b".",
-    "dup to no end": b"]" + b"2" * 900_000 + b"e.",
+    "dup to no end": b"]" + b"2" * 90_000 + b"e.",
     "text of a gigabyte announced": b"X\xff\xff\xff\x3f" + b"x" * 100 + b".",
     "decimal of a million digits": b"L" + b"9" * 1_000_000 + b"L\n.",
     "codec that inflates": b"c_codecs\ndecode\n(" + text(b"x" * 100) + text(b"zlib") + b"tR.",
     "text multiplied": b"coperator\nmul\n(" + text(b"x" * 1000) + b"J\xff\xff\xff\x7ftR.",
 }  # fmt: skip
 
-_OTHERWISE: dict[str, Must] = {}
+BUDGET, CUT = refused("over-budget"), refused("pickle-truncated")
+_OTHERWISE: dict[str, Must] = dict.fromkeys(
+    (
+        "lists doubling", "lists doubling over a tensor", "long list at many places",
+        "lists in lists", "tuples in tuples", "marks", "records in records", "states in states",
+        "calls of calls", "tuple that doubles as a key", "one text encoded again and again",
+        "one list copied again and again", "one name made again and again",
+        "billion laughs in tuples", "memo filled to no end", "dup to no end",
+    ),
+    BUDGET,
+)  # fmt: skip
+_OTHERWISE |= dict.fromkeys(
+    ("long number", "long text", "long bytes", "long bytearray", "text of a gigabyte announced"),
+    CUT,
+)
+_OTHERWISE |= dict.fromkeys(
+    ("colliding integers", "decimal of a million digits"), refused("pickle-malformed")
+)
 
 
 def _same(stream: bytes) -> Callable[[Path], bytes]:
-    return lambda folder: stream
+    return lambda folder: stream if stream.startswith(b"\x80") else b"\x80\x02" + stream
 
 
 for _name, _stream in EXHAUSTING.items():

@@ -1,3 +1,4 @@
+# ruff: noqa: E501  (tables, one attack a line)
 """Pickles that would run code: each a finding, nothing run. Plain ones; `torch_files` wraps them."""
 
 import pickle
@@ -6,7 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from attacks import canary
-from attacks.attack import INERT, Attack, Must, add, told
+from attacks.attack import INERT, Attack, Must, add, refused, told
 
 FAMILY = "pickle"
 
@@ -141,7 +142,10 @@ for _name, (_made, _shown) in CODE.items():
         f"code: {_name}", FAMILY, f"to run {_shown}", RUN, _bytes(_made),
         SEEN.get(_name, SCANNERS), "model.bin",
     ))  # fmt: skip
-_OTHERWISE: dict[str, Must] = {}
+_OTHERWISE: dict[str, Must] = {
+    "getattr chain through a class": INERT,  # object.__subclasses__() reaches nothing by itself
+    "two streams": refused("unknown-format"),  # `N.`: two bytes are no pickle that one can tell
+}
 for _name, _made in MORE_CODE.items():
     add(Attack(f"code: {_name}", FAMILY, "to run code by a name that blocklists lack",
                _OTHERWISE.get(_name, RUN), _bytes(_made), SCANNERS, "model.bin"))  # fmt: skip

@@ -1,3 +1,4 @@
+# ruff: noqa: E501  (tables, one attack a line)
 """Directories made to harm: links, devices, pipes, names, and what stands where files belong."""
 
 import json
@@ -81,7 +82,9 @@ def _run(folder: Path) -> Path:
     return folder / "run"
 
 
-@attack(FAMILY, "a step that is a link outside", "to open another directory for a checkpoint", INERT)
+@attack(
+    FAMILY, "a step that is a link outside", "to open another directory for a checkpoint", INERT
+)
 def linked_step(folder: Path) -> Path:
     run = _run(folder)
     shutil.move(run / "step-000000002", folder / "elsewhere")
@@ -122,7 +125,7 @@ def arabic(folder: Path) -> Path:
 @attack(FAMILY, "names of no encoding", "names that cannot be shown", INERT)
 def no_text(folder: Path) -> Path:
     run = _run(folder)
-    os.mkdir(os.fsencode(run) + b"/step-\xff\xfe")
+    Path(os.fsdecode(os.fsencode(run) + b"/step-\xff\xfe")).mkdir()
     Path(os.fsdecode(os.fsencode(run / "step-000000002") + b"/\xff.safetensors")).write_bytes(b"x")
     return run
 
@@ -182,13 +185,20 @@ def source(folder: Path) -> Path:
     return place
 
 
-@attack(FAMILY, "a file in the place of the run", "a path with a file for a folder", Must("refused", "any"))
+@attack(
+    FAMILY,
+    "a file in the place of the run",
+    "a path with a file for a folder",
+    Must("refused", "any"),
+)
 def file(folder: Path) -> Path:
     (folder / "run").write_bytes(b"x")
     return folder / "run" / "step-000000001"
 
 
-@attack(FAMILY, "a staging folder with a payload", "what an interrupted save left is believed", INERT)
+@attack(
+    FAMILY, "a staging folder with a payload", "what an interrupted save left is believed", INERT
+)
 def staging(folder: Path) -> Path:
     run = _run(folder)
     left = run / ".staging" / "step-000000009"
@@ -198,7 +208,12 @@ def staging(folder: Path) -> Path:
     return run
 
 
-@attack(FAMILY, "a Hugging Face pointer file and a config that names code", "auto_map names code to fetch", INERT)
+@attack(
+    FAMILY,
+    "a Hugging Face pointer file and a config that names code",
+    "auto_map names code to fetch",
+    INERT,
+)
 def auto_map(folder: Path) -> Path:
     from safetensors.torch import save_file
 

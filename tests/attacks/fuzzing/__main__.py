@@ -17,7 +17,7 @@ BUDGETS = {"entries": 20_000, "opcodes": 200_000, "memo": 20_000, "value_depth":
 BUDGETS |= dict.fromkeys(("manifest_bytes", "header_bytes", "pickle_bytes"), 1 << 20)
 BUDGETS |= dict.fromkeys(("inflated_bytes", "expanded_bytes"), 16 << 20)
 MEMORY = 1024  # MiB of the whole process; about 250 of them are the libraries and the fuzzer
-PATIENCE = 25  # seconds for one input, which takes milliseconds
+PATIENCE = 120  # seconds for one input, which takes milliseconds; the machine may be a busy one
 
 
 def main() -> int:

@@ -70,9 +70,10 @@ def honest(folder: Path) -> Iterator[tuple[str, bytes]]:
         for name in archive.namelist():
             if name.endswith("weights_config.json"):
                 yield "pt2", archive.read(name)
-    yield "shard-index", json.dumps(
-        {"metadata": {"total_size": 8}, "weight_map": {"a": "a.safetensors"}}
-    ).encode()
+    yield (
+        "shard-index",
+        json.dumps({"metadata": {"total_size": 8}, "weight_map": {"a": "a.safetensors"}}).encode(),
+    )
     for array in (np.ones((2, 3), order="F"), np.zeros(2, [("a", "<i2"), ("b", ">f4", 2)])):
         made = io.BytesIO()
         np.save(made, array)

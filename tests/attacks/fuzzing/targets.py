@@ -80,7 +80,9 @@ def _reader(read: Callable[[str], View], name: str, *more: Callable[[str], objec
     def target(data: bytes, folder: Path) -> None:
         path = folder / name
         path.write_bytes(data)
-        _try(lambda: _everything(read(str(path))), *(lambda act=act: act(str(path)) for act in more))
+        _try(
+            lambda: _everything(read(str(path))), *(lambda act=act: act(str(path)) for act in more)
+        )
 
     return target
 
@@ -108,7 +110,9 @@ def manifest(data: bytes, folder: Path) -> None:
 def safetensors_header(data: bytes, folder: Path) -> None:
     path = folder / "f"
     path.write_bytes(struct.pack("<Q", len(data)) + data + bytes(16))
-    _try(lambda: _everything(safetensors_file.read(str(path))), lambda: salvaging.salvage(str(path)))
+    _try(
+        lambda: _everything(safetensors_file.read(str(path))), lambda: salvaging.salvage(str(path))
+    )
 
 
 def zip_directory(data: bytes, folder: Path) -> None:
@@ -167,7 +171,11 @@ def scripted(data: bytes, folder: Path) -> None:
 def exported(data: bytes, folder: Path) -> None:
     """The JSON of the weights of a `.pt2`."""
     path = folder / "f"
-    records = [("a/archive_format", b"pt2"), ("a/archive_version", b"0"), ("a/byteorder", b"little")]
+    records = [
+        ("a/archive_format", b"pt2"),
+        ("a/archive_version", b"0"),
+        ("a/byteorder", b"little"),
+    ]
     records += [("a/models/model.json", b"{}"), ("a/data/weights/model_weights_config.json", data)]
     path.write_bytes(_archive([*records, ("a/data/weights/weight_0", bytes(24))]))
     _try(lambda: _everything(pt2.read(str(path))), lambda: salvaging.salvage(str(path)))
@@ -211,7 +219,7 @@ def message(data: bytes, folder: Path) -> None:
 
 def compressed(data: bytes, folder: Path) -> None:
     """A deflated record: the stream is the input, its sizes say what they like."""
-    path = folder / "f"
+    folder / "f"
     name, size = b"a/data.pkl", int.from_bytes(data[:3], "little")
     body = data[3:]
     fields = (8, 0, 0, zlib.crc32(body), len(body), size, len(name))
