@@ -1,6 +1,6 @@
 """A process that has everything loaded and forks a child for each attack.
 
-`python -m attacks.arena PLACE` reads [family, name], a line of JSON, and answers each
+`python -m attacks.arena PLACE` reads [family, name, thorough], a line of JSON, and answers each
 with another.
 Forked from here, children begin with warm libraries and cannot harm one another.
 """
@@ -89,7 +89,7 @@ def contents(folder: Path) -> dict[str, Any]:
     return found
 
 
-def try_attack(folder: Path, path: Path) -> dict[str, Any]:
+def try_attack(folder: Path, path: Path, thorough: bool) -> dict[str, Any]:
     """In a child of its own: the gauntlet, watched."""
     import attack_package
 
@@ -103,7 +103,7 @@ def try_attack(folder: Path, path: Path) -> dict[str, Any]:
     watch = Watch([folder], [out])
     before = reset_peak()
     watch.arm()
-    trial = gauntlet.run(path, out)
+    trial = gauntlet.run(path, out, thorough)
     return {
         "codes": trial.codes,
         "whys": {key: text[:3000] for key, text in trial.whys.items()},
@@ -114,7 +114,7 @@ def try_attack(folder: Path, path: Path) -> dict[str, Any]:
     }
 
 
-def face(family: str, name: str, place: Path) -> dict[str, Any]:
+def face(family: str, name: str, thorough: bool, place: Path) -> dict[str, Any]:
     """Make an attack in one child, run the gauntlet over it in another; what came of both."""
     from attacks.attack import FAMILIES, CannotMake, make
 
@@ -135,7 +135,7 @@ def face(family: str, name: str, place: Path) -> dict[str, Any]:
     if "path" not in said:
         return said
     before = contents(folder), contents(sentinel)
-    result = forked(lambda: try_attack(folder, Path(said["path"])))
+    result = forked(lambda: try_attack(folder, Path(said["path"]), thorough))
     result["changed"] = [
         name for old, now in zip(before, (contents(folder), contents(sentinel)), strict=True)
         for name in old.keys() | now.keys() if old.get(name) != now.get(name)
@@ -160,6 +160,8 @@ def warm(place: Path) -> None:
     warming.mkdir()
     import holdtrue
 
+    families.manifests.honest()
+    families.recipes.honest()
     live = gauntlet.small()
     holdtrue.save(warming / "kept", **live)
     torch.save(live["model"].state_dict(), warming / "w.pt")
@@ -177,8 +179,8 @@ def main() -> None:
     warm(place)
     print("ready", file=answers, flush=True)
     for line in sys.stdin:
-        family, name = json.loads(line)
-        print(json.dumps(face(family, name, place)), file=answers, flush=True)
+        family, name, thorough = json.loads(line)
+        print(json.dumps(face(family, name, thorough, place)), file=answers, flush=True)
 
 
 if __name__ == "__main__":

@@ -38,9 +38,9 @@ class Arena:
         assert self._process.stdout is not None
         return self._process.stdout.readline().rstrip("\n")
 
-    def ask(self, family: str, name: str) -> dict[str, Any]:
+    def ask(self, family: str, name: str, thorough: bool) -> dict[str, Any]:
         assert self._process.stdin is not None
-        self._process.stdin.write(json.dumps([family, name]) + "\n")
+        self._process.stdin.write(json.dumps([family, name, thorough]) + "\n")
         self._process.stdin.flush()
         return dict(json.loads(self._read()))
 
@@ -95,15 +95,27 @@ def misses(family: str, name: str, result: dict[str, Any]) -> list[str]:
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_family(family: str, ring: Arena, figure: Any) -> None:
+    """What looks into a file: open, read, verify, diagnose, restore, build."""
+    face(family, ring, False, figure)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("family", FAMILIES)
+def test_family_thoroughly(family: str, ring: Arena, figure: Any) -> None:
+    """And with trust, from the command line, converted, compared, salvaged."""
+    face(family, ring, True, figure)
+
+
+def face(family: str, ring: Arena, thorough: bool, figure: Any) -> None:
     wrong: list[str] = []
     cannot: list[str] = []
     for name in FAMILIES[family]:
-        result = ring.ask(family, name)
+        result = ring.ask(family, name, thorough)
         if "cannot" in result:
             cannot.append(f"{name}: {result['cannot']}")
             continue
         wrong += misses(family, name, result)
-        figure(f"attacks: {family}")
+        figure(f"attacks{' thoroughly' if thorough else ''}: {family}")
     assert not wrong, f"{len(wrong)}:\n" + "\n".join(wrong)
     for line in cannot:
         print(f"not made here: {line}")

@@ -1,7 +1,9 @@
 """Recipes by which a model would be built: a file names classes, functions and their arguments."""
 
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import msgspec
@@ -13,13 +15,25 @@ from holdtrue.records.manifest import decode_manifest, encode_manifest
 from holdtrue.records.recipe import Rebuild, Recipe
 
 FAMILY = "recipe"
+
 OWN = "attack_package"
+
+
+@cache
+def honest() -> dict[str, bytes]:
+    """The files of a checkpoint of a Linear."""
+    with TemporaryDirectory() as folder:
+        holdtrue.save(Path(folder) / "kept", model=nn.Linear(2, 2))
+        files = (Path(folder) / "kept").iterdir()
+        return {path.name: path.read_bytes() for path in files if path.is_file()}
 
 
 def forged(place: Path, node: Any, **more: Any) -> Path:
     """A checkpoint of a Linear whose recipe has been exchanged, sealed as the format wants it."""
-    holdtrue.save(place, model=nn.Linear(2, 2), overwrite=True)
-    manifest = decode_manifest((place / "manifest.json").read_bytes(), "")
+    place.mkdir(exist_ok=True)
+    for name, data in honest().items():
+        (place / name).write_bytes(data)
+    manifest = decode_manifest(honest()["manifest.json"], "")
     recipe = Recipe(via="signature", node=node, **more)
     part = msgspec.structs.replace(manifest.parts["model"], rebuild=Rebuild(recipe=recipe))
     manifest = msgspec.structs.replace(manifest, parts={**manifest.parts, "model": part})

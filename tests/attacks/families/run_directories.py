@@ -210,9 +210,9 @@ def staging(folder: Path) -> Path:
 
 @attack(
     FAMILY,
-    "a Hugging Face pointer file and a config that names code",
+    "a configuration that names code",
     "auto_map names code to fetch",
-    INERT,
+    refused("directory-unknown"),
 )
 def auto_map(folder: Path) -> Path:
     from safetensors.torch import save_file

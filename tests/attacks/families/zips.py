@@ -268,7 +268,7 @@ _add(
 _add(
     "concatenated archives",
     "the first to one reader, the last to another",
-    told("code-in-file"),
+    refused("shard-alone"),
     lambda: (
         zipped(*members())
         + zipped(Member(b"m/data.pkl", b"\x80\x02" + system() + b"."), Member(b"m/version", b"3\n"))
@@ -297,7 +297,7 @@ _add(
 _add(
     "more records counted than listed",
     "to read past the directory",
-    told("zip-directory-count"),
+    refused("over-budget"),
     lambda: zipped(*members(), count=60_000),
 )
 _add(
