@@ -492,6 +492,7 @@ for _name, (_lie, _must) in MORE.items():
 
 _LIES_OTHERWISE: dict[str, Must] = dict.fromkeys(HARMLESS, INERT)
 _LIES_OTHERWISE |= {
+    "unknown kind of part": refused("part-kind-changed"),
     "optimizer without groups": refused("optimizer-params-missing"),
     "python's random state of a wrong form": refused("target-refused"),
     "torch's random state of a wrong form": refused("target-refused"),

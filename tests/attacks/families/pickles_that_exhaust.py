@@ -95,7 +95,7 @@ _OTHERWISE: dict[str, Must] = dict.fromkeys(
         "lists in lists", "tuples in tuples", "marks", "records in records", "states in states",
         "calls of calls", "tuple that doubles as a key", "one text encoded again and again",
         "one list copied again and again", "one name made again and again",
-        "billion laughs in tuples", "memo filled to no end", "dup to no end",
+        "billion laughs in tuples", "memo filled to no end",
     ),
     BUDGET,
 )  # fmt: skip
@@ -104,7 +104,8 @@ _OTHERWISE |= dict.fromkeys(
     CUT,
 )
 _OTHERWISE |= dict.fromkeys(
-    ("colliding integers", "decimal of a million digits"), refused("pickle-malformed")
+    ("colliding integers", "decimal of a million digits", "dup to no end"),
+    refused("pickle-malformed"),
 )
 
 
