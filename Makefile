@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
-.PHONY: demo test test-all lint bench bench-diagnosis clean
+.PHONY: demo test test-all lint fuzz bench bench-diagnosis clean
 
 demo: .venv/demo-installed
 	$(BIN)/holdtrue demo
@@ -25,6 +25,25 @@ lint: .venv/dev-installed
 bench: .venv-bench/installed
 	.venv-bench/bin/python -m benchmarks --write
 
+# Each parser for SECONDS, in an environment of its own: the fuzzer sees every branch of what it
+# loads, and needs no torch. It begins at honest files and at tests/attacks, and goes on from where
+# it was. A crash ends up in .fuzz/found; mended, it becomes one of tests/attacks.
+SECONDS ?= 300
+fuzz: .venv-fuzz/installed .venv/dev-installed
+	PYTHONPATH=tests HOLDTRUE_CANARY=/dev/null/canary \
+		$(BIN)/python -W ignore -m attacks.fuzzing.seeds .fuzz
+	PYTHONPATH=tests .venv-fuzz/bin/python -m attacks.fuzzing --seconds $(SECONDS) --work .fuzz $(TARGETS)
+
+.venv-fuzz/installed: pyproject.toml constraints.txt
+	$(PYTHON) -m venv .venv-fuzz
+	.venv-fuzz/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e .
+	.venv-fuzz/bin/python -m pip install --quiet --disable-pip-version-check --only-binary=:all: \
+		'atheris>=3' || { echo "no wheel of atheris for this Python or system: install clang, then" \
+		"CLANG_BIN=\$$(which clang) .venv-fuzz/bin/python -m pip install atheris" \
+		"(github.com/google/atheris says how), and touch $@" >&2; exit 1; }
+	touch $@
+
+# In an environment of its own: the tools that the doctor is compared with are not ours to install.
 bench-diagnosis: .venv-bench/installed
 	.venv-bench/bin/python -m benchmarks.diagnosis --write
 
@@ -48,4 +67,4 @@ BENCH_REQUIREMENTS := benchmarks/diagnosis/requirements.txt benchmarks/speed/req
 	touch $@
 
 clean:
-	rm -rf .venv .venv-bench .mypy_cache .ruff_cache .pytest_cache .import_linter_cache build src/*.egg-info
+	rm -rf .venv .venv-bench .venv-fuzz .fuzz .mypy_cache .ruff_cache .pytest_cache .import_linter_cache build src/*.egg-info

@@ -6,7 +6,7 @@ import torch
 from damage import flips, survives, truncations
 from safetensors.torch import save as save_safetensors
 
-from holdtrue.errors import DamageError, OpenError
+from holdtrue.errors import DamageError
 from holdtrue.formats.hf_index import read_incomplete
 from holdtrue.formats.opening import read
 from holdtrue.formats.tensor_bytes import read_tensor
@@ -156,52 +156,6 @@ def test_one_name_in_two_shards(tmp_path):
     body = json.loads(index.read_text())
     index.write_text(json.dumps(body))
     assert {f.code for f in read(str(index)).findings} == {"tensor-in-two-shards"}
-
-
-@pytest.mark.parametrize(
-    "name",
-    [
-        "../secret.safetensors",
-        "/etc/passwd",
-        "a/../../b",
-        "..",
-        ".",
-        "",
-        "sub/model.safetensors",
-        "C:\\weights",
-        "a\\b",
-        "nul\0",
-        "line\nbreak",
-        "x" * 300,
-    ],
-)
-def test_path_tricks_in_shard_names_are_refused(tmp_path, name):
-    (tmp_path / "secret.safetensors").write_bytes(save_safetensors(STATE))
-    folder = tmp_path / "set"
-    folder.mkdir()
-    index = write_set(folder, **{"layer.0.weight": name})
-    with pytest.raises(OpenError) as error:
-        read(str(index))
-    assert error.value.report.findings[0].code == "shard-name-unsafe"
-
-
-@pytest.mark.parametrize(
-    "text",
-    [
-        '{"weight_map": {"a": 3}}',
-        '{"weight_map": {"a": "x", "a": "y"}}',
-        '{"weight_map": {',
-        '{"weight_map": {}, "weight_map": {}}',
-        '{"weight_map": {"a": NaN}}',
-        '{"weight_map": {"a":' + "[" * 100_000,
-    ],
-)
-def test_an_index_that_cannot_be_used(tmp_path, text):
-    path = tmp_path / "model.safetensors.index.json"
-    path.write_text(text)
-    with pytest.raises(OpenError) as error:
-        read(str(path))
-    assert error.value.report.findings[0].code == "index-damaged"
 
 
 def test_every_truncation_of_an_index(tmp_path):

@@ -153,25 +153,6 @@ def bomb(length, text):
     return length.to_bytes(8, "little") + text
 
 
-@pytest.mark.parametrize(
-    ("data", "code"),
-    [
-        (bomb(1 << 40, b'{"a'), "safetensors-header-damaged"),
-        (bomb(99 << 20, b'{"a'), "safetensors-header-damaged"),
-        (bomb(20 << 20, b'{"a":[' + b"[]," * (7 << 20)), "safetensors-header-damaged"),
-        (bomb(20 << 20, b"{" + b'"a":{},' * (3 << 20)), "safetensors-header-damaged"),
-        (bomb(20 << 20, b'{"a":' + b"[" * (20 << 20)), "safetensors-header-damaged"),
-        (bomb(20 << 20, b'{"a":' + b"9" * (20 << 20)), "safetensors-header-damaged"),
-    ],
-)
-def test_header_bombs_take_little_memory(tmp_path, data, code):
-    path = tmp_path / "f"
-    path.write_bytes(data)
-    said, grown = in_process(PEAK, path).split()
-    assert said == code
-    assert int(grown) < 200
-
-
 def test_a_large_file_opens_quickly_and_in_little_memory(tmp_path):
     path = tmp_path / "f"
     header = json.dumps(

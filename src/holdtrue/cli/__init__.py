@@ -7,6 +7,7 @@ check.
 import os
 import sys
 from importlib import import_module
+from io import TextIOWrapper
 
 import click
 
@@ -49,6 +50,10 @@ def cli() -> None:
     What you save is what you load, exactly. Or you are told what differs, why, and how to mend it,
     before anything is touched.
     """
+    for stream in (sys.stdout, sys.stderr):
+        # A name in a file may hold half a character, which no terminal can be given.
+        if isinstance(stream, TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
 
 
 def main() -> None:

@@ -153,6 +153,7 @@ class _Bounded(Repr):
 
 
 _BOUNDED = _Bounded()
+_BOUNDED.maxlevel = 3  # a list that holds itself is _SHOWN times as long with each level
 _BOUNDED.maxstring = _BOUNDED.maxother = 200
 _BOUNDED.maxdict = _BOUNDED.maxlist = _BOUNDED.maxtuple = _BOUNDED.maxset = _SHOWN
 

@@ -12,6 +12,7 @@ from pkgutil import iter_modules
 from typing import Any
 
 from holdtrue.doctor import rules
+from holdtrue.errors import HoldtrueError
 from holdtrue.findings import Finding
 
 Rule = Callable[[Any], Iterable[Finding]]
@@ -23,6 +24,8 @@ def examine(subject: Any, where: str) -> list[Finding]:
     for rule in rules_for(type(subject)):
         try:
             found += rule(subject)
+        except HoldtrueError as error:  # the file asks a rule for more than its budget, say
+            found += error.report.findings
         except Exception as error:  # a defect of ours must not hide what the other rules see
             found.append(_failed(rule, where, error))
     return found

@@ -40,7 +40,7 @@ def installed_version(distribution: str) -> str | None:
 
     try:
         return version(distribution)
-    except PackageNotFoundError:
+    except (PackageNotFoundError, ValueError):  # a name that a file made up: "", say
         return None
 
 

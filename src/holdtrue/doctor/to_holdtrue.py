@@ -48,7 +48,7 @@ class Plan:
 
 def plan(view: View, states: list[StateDict]) -> Plan:
     """The checkpoint that holds these state dicts and everything else of the view."""
-    if view.format == "holdtrue":
+    if view.format == "holdtrue" and not _lacks_tensors(view):
         return _copy(view)
     parts: dict[str, Part] = {}
     kept = Kept()
@@ -181,6 +181,11 @@ def _copy(view: View, only: str | None = None) -> Plan:
         if record.chunks:
             kept.sources[key] = stored_source(view.tensors[key])
     return Plan(replace(manifest, parts=parts, tensors=kept.records, files={}), kept)
+
+
+def _lacks_tensors(view: View) -> bool:
+    """Whether salvage has left tensors out; the manifest's parts would still speak of them."""
+    return not read_manifest(Path(view.path)).tensors.keys() <= view.tensors.keys()
 
 
 def _named(manifest: Manifest, parts: dict[str, Part]) -> set[str]:

@@ -33,7 +33,7 @@ def read_manifest(directory: Path) -> Manifest:
     """The checked manifest of a checkpoint directory. Raises OpenError or DamageError."""
     path = directory / NAME
     try:
-        found = path.stat()
+        found = path.lstat()  # a link could lead anywhere
         if not stat.S_ISREG(found.st_mode):  # reading a pipe would wait for ever
             raise fail(DamageError, str(path), _not_a_file(path))
         if found.st_size > limits().manifest_bytes:

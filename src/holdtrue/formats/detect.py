@@ -10,7 +10,7 @@ from typing import Literal
 
 from msgspec import Struct
 
-from holdtrue.errors import OpenError
+from holdtrue.errors import HoldtrueError, OpenError
 from holdtrue.formats import directories, signatures
 from holdtrue.formats.source import inspect_path, open_source, unreachable
 from holdtrue.formats.text_transfer import transferred_as_text
@@ -75,6 +75,8 @@ def detect(path: str) -> Detected:
     named = signatures.recognise(path, head, tail)
     if named is None and head.startswith(bytes(_LOST)):
         raise signatures.zeroed(path, len(head) - len(head.lstrip(b"\0")), False)
+    if named is None and _calls_something(path):
+        return Detected("pickle", path)
     raise transferred_as_text(path, head) or named or signatures.unknown(path, head, size)
 
 
@@ -99,6 +101,21 @@ def _by_content(path: str, head: bytes, tail: bytes, size: int) -> Kind | None:
     if _PICKLE_DICTS.match(head) and tail.endswith(b"."):
         return "pickle"
     return None
+
+
+def _calls_something(path: str) -> bool:
+    """A pickle of a protocol before 2 has no mark at its front; that it is one shows in the walk.
+
+    Only those that call something are taken for one: `N.` and a few words of text are pickles too.
+    """
+    from holdtrue.formats.pickle_machine import walk
+    from holdtrue.formats.pickle_source import from_file
+
+    try:
+        walked = walk(from_file(path, path), where=path)
+    except HoldtrueError:
+        return False
+    return any(operation.kind == "call" for operation in walked.would_run)
 
 
 def is_safetensors(head: bytes, size: int) -> bool:

@@ -1,5 +1,6 @@
 """Hugging Face shards: an index file that maps each tensor to one of several files beside it."""
 
+import os
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -40,6 +41,7 @@ class _Shards(Struct):
     missing: list[str] = []
     twice: list[tuple[str, str, str]] = []  # tensor, the shard it is taken from, another with it
     findings: list[Finding] = []
+    mapped: dict[str, list[str]] = {}  # shard → the tensors that the index maps to it
 
 
 def read(path: str) -> View:
@@ -57,9 +59,11 @@ def read_incomplete(path: str) -> View:
     """
     index = _read_index(path)
     shards = _Shards()
+    for key, home in index.weight_map.items():
+        shards.mapped.setdefault(home, []).append(key)
     names = sorted(set(index.weight_map.values()))
     for name in names:
-        _add_shard(shards, path, name, index)
+        _add_shard(shards, path, name)
     shards.findings = [*_missing(index, shards), *shards.findings]
     shards.findings += _disagreements(path, index, shards)
     tensors = {key: shards.tensors[key] for key in index.weight_map if key in shards.tensors}
@@ -99,8 +103,12 @@ def _read_index(path: str) -> _Index:
     return index
 
 
-def _add_shard(shards: _Shards, path: str, name: str, index: _Index) -> None:
+def _add_shard(shards: _Shards, path: str, name: str) -> None:
     shard = str(Path(path).parent / name)
+    if not os.path.lexists(shard):  # not asked for names that are near, of which there are many
+        shards.unread.add(name)
+        shards.missing.append(name)
+        return
     try:
         detected = detect(shard)
         if detected.kind not in _READERS:
@@ -114,7 +122,7 @@ def _add_shard(shards: _Shards, path: str, name: str, index: _Index) -> None:
         if error.report.findings[0].code == "path-missing":
             shards.missing.append(name)
         else:
-            shards.findings.append(_unread(name, _mapped(index, name), error))
+            shards.findings.append(_unread(name, shards.mapped[name], error))
         return
     shards.formats.add(view.format)
     shards.findings += view.findings
@@ -180,7 +188,7 @@ def _disagreements(path: str, index: _Index, shards: _Shards) -> Iterable[Findin
 def _missing(index: _Index, shards: _Shards) -> Iterable[Finding]:
     if not shards.missing:
         return
-    lost = [f"{name}: {key}" for name in shards.missing for key in _mapped(index, name)]
+    lost = [f"{name}: {key}" for name in shards.missing for key in shards.mapped[name]]
     total, more = len(set(index.weight_map.values())), len(shards.missing) > 1
     named = ", ".join(shards.missing[:4]) + (" …" if len(shards.missing) > 4 else "")
     yield Finding(
@@ -207,10 +215,6 @@ def _unread(name: str, lost: list[str], error: HoldtrueError) -> Finding:
         why=f"{_so_many(len(lost), False)}; {cause.what}: {cause.why}",
         fix=cause.fix,
     )
-
-
-def _mapped(index: _Index, name: str) -> list[str]:
-    return [key for key, home in index.weight_map.items() if home == name]
 
 
 def _so_many(count: int, several: bool) -> str:
@@ -247,8 +251,10 @@ def _twice(path: str, twice: list[tuple[str, str, str]]) -> Iterable[Finding]:
 def _copies(shards: _Shards) -> Iterable[tuple[str, str]]:
     """(shard, the one whose names it has): shards that hold nothing but what another one holds."""
     own = set(shards.home.values())
-    for name in dict.fromkeys(second for _, _, second in shards.twice):
-        firsts = {first for _, first, second in shards.twice if second == name}
+    of: dict[str, set[str]] = {}
+    for _, first, second in shards.twice:
+        of.setdefault(second, set()).add(first)
+    for name, firsts in of.items():
         if name not in own and len(firsts) == 1:
             yield name, firsts.pop()
 

@@ -49,5 +49,5 @@ def read_nested(blob: Any, context: Context) -> Any:
     except HoldtrueError as error:
         context.adopt(error.report.findings, ())
         raise ArgumentsError("a torch file that cannot be read") from None
-    context.adopt((*stream.walked.findings, *stream.findings), stream.walked.would_run)
+    context.adopt((*stream.walked.findings, *stream.findings), stream.would_run)
     return stream.walked.value

@@ -1,13 +1,17 @@
 """A plain pickle: NumPy arrays, tensors that went through `pickle.dump`, or anything else."""
 
+from holdtrue.errors import HoldtrueError
 from holdtrue.findings import Finding
 from holdtrue.formats.checkpoint_about import describe_tree
 from holdtrue.formats.finding_groups import group
 from holdtrue.formats.nested_torch import read_nested
-from holdtrue.formats.pickle_machine import walk
-from holdtrue.formats.pickle_source import from_file
+from holdtrue.formats.pickle_machine import Walked, walk
+from holdtrue.formats.pickle_operations import Operation
+from holdtrue.formats.pickle_source import PickleSource, from_file
 from holdtrue.formats.tree_walk import tensors_by_path
 from holdtrue.formats.view import View
+
+_STREAMS = 8
 
 
 def read(path: str) -> View:
@@ -18,6 +22,22 @@ def read(path: str) -> View:
 def salvage(path: str) -> View:
     """The tree as far as a damaged file tells it."""
     return _view(path, salvage=True)
+
+
+def _behind(source: PickleSource, path: str, walked: Walked) -> list[Operation]:
+    """What the pickles behind the first would run: torch.load takes five of them, and takes a
+    first one that computes torch's magic number for a file of its own."""
+    found: list[Operation] = []
+    for _ in range(_STREAMS):
+        if not walked.complete or not source.remaining:
+            break
+        try:
+            walked = walk(source, where=path, salvage=True)
+        except HoldtrueError:
+            break
+        # Of bytes that are no pickle to the end, only what could not be there by chance.
+        found += [o for o in walked.would_run if walked.complete or o.severity == "dangerous"]
+    return found
 
 
 def _view(path: str, *, salvage: bool) -> View:
@@ -34,7 +54,8 @@ def _view(path: str, *, salvage: bool) -> View:
                 why="several objects may have been pickled into one file; the first is shown",
             )
         )
-    about = {"protocol": walked.protocol, "would_run": list(walked.would_run)}
+    would_run = [*walked.would_run, *_behind(source, path, walked)]
+    about = {"protocol": walked.protocol, "would_run": would_run}
     return View(
         path=path,
         format="pickle",

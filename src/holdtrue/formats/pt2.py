@@ -11,8 +11,10 @@ from holdtrue.errors import DamageError, OpenError, fail
 from holdtrue.findings import Finding
 from holdtrue.formats import torch_zip
 from holdtrue.formats.finding_groups import group
+from holdtrue.formats.pickle_machine import walk
 from holdtrue.formats.pickle_operations import Operation
 from holdtrue.formats.pt2_payload import json_record, payload
+from holdtrue.formats.source import read_bytes
 from holdtrue.formats.torch_zip import Records, describe_records
 from holdtrue.formats.tree_walk import tensors_by_path
 from holdtrue.formats.view import View
@@ -43,11 +45,22 @@ class _Program:
             )  # fmt: skip
             return None
         path = self.records.archive.path
+        if read_bytes(path, entry.offset, 2) != b"PK":
+            self._pickle(name)
+            return None
         archive = read_directory(path, (entry.offset, entry.nbytes))
         view = torch_zip.read_archive(archive, prefix=f"{name}:")
         self.findings += view.findings
         self.would_run += view.about["would_run"]
         return view.tree
+
+    def _pickle(self, name: str) -> None:
+        """What torch.export would unpickle: of no use to us, and told for what it would run."""
+        walked = walk(self.records.read(name) or b"", where=self.records.where(name), salvage=True)
+        self.findings.append(
+            finding("pt2-object", "warning", self.records.where(name), "not a tensor; not read")
+        )
+        self.would_run += walked.would_run
 
 
 def read(path: str) -> View:

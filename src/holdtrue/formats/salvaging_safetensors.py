@@ -13,8 +13,9 @@ from holdtrue.formats.source import open_source
 from holdtrue.formats.view import View
 from holdtrue.limits import limits
 
-# One tensor of a header, whatever stands before and after it.
-_ENTRY = re.compile(r'"((?:[^"\\]|\\.)*)"\s*:\s*(\{[^{}]*"data_offsets"[^{}]*\})', re.DOTALL)
+# One tensor of a header, whatever stands before and after it. The length of a name is bounded:
+# each character of one costs the matcher a hundred times its size.
+_ENTRY = re.compile(r'"((?:[^"\\]|\\.){0,4096})"\s*:\s*(\{[^{}]*"data_offsets"[^{}]*\})', re.DOTALL)
 _DECODER = json.JSONDecoder()
 
 

@@ -35,7 +35,7 @@ def _view(path: str, *, salvage: bool) -> View:
         "byteorder": "little",  # storages are; `little_endian` is of the machine that wrote
         "protocol": walked.protocol,
         "system": stream.system,
-        "would_run": list(walked.would_run),
+        "would_run": list(stream.would_run),
         "refused": list(walked.refused),
     }
     if stream.sources:

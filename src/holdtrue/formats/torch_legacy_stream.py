@@ -15,6 +15,7 @@ from holdtrue.findings import Finding
 from holdtrue.formats.finding_groups import keep
 from holdtrue.formats.pickle_context import Nested
 from holdtrue.formats.pickle_machine import Walked, walk
+from holdtrue.formats.pickle_operations import Operation
 from holdtrue.formats.pickle_source import PickleSource, over_budget
 from holdtrue.formats.torch_storages import StorageId, parse_storage_id, storage_tensor, text
 from holdtrue.formats.view import Storage
@@ -30,9 +31,10 @@ MakeStorage = Callable[[str, int, int], Storage]  # key, first byte, bytes
 
 
 class Stream(Struct, frozen=True, kw_only=True):
-    """One legacy stream as data."""
+    """One legacy stream as data. `would_run` is of all its pickles, in their order."""
 
     walked: Walked
+    would_run: tuple[Operation, ...]
     system: dict[str, Any]
     sources: dict[str, dict[str, str]]  # class name → file and text, as older torch kept them
     findings: tuple[Finding, ...]
@@ -48,7 +50,7 @@ def read_stream(
 ) -> Stream:
     """A legacy stream from its first byte. `nested` as in `walk`."""
     source = open_source(None)
-    system = _read_head(source, where)
+    system, beside = _read_head(source, where)
     begin = source.offset
     ids: dict[str, StorageId] = {}
     sources: dict[str, dict[str, str]] = {}
@@ -66,7 +68,7 @@ def read_stream(
     spans: dict[str, tuple[int, int]] = {}
     if first.complete:
         try:
-            _read_spans(source, ids, spans, findings, where)
+            beside += _read_spans(source, ids, spans, findings, where)
         except HoldtrueError as error:
             if not salvage:
                 raise
@@ -82,11 +84,19 @@ def read_stream(
     findings += [_lost(where, ids[key]) for key in lost[:100]]
     again = open_source(begin)
     walked = walk(again, persistent=persistent, where=where, salvage=salvage, nested=nested)
-    return Stream(walked=walked, system=system, sources=sources, findings=tuple(findings))
+    return Stream(
+        walked=walked,
+        would_run=(*walked.would_run, *beside),
+        system=system,
+        sources=sources,
+        findings=tuple(findings),
+    )
 
 
-def _read_head(source: PickleSource, where: str) -> dict[str, Any]:
-    magic, version, system = (walk(source, where=where).value for _ in range(3))
+def _read_head(source: PickleSource, where: str) -> tuple[dict[str, Any], list[Operation]]:
+    """What it says of the machine that wrote it, and what its first three pickles would run."""
+    head = [walk(source, where=where) for _ in range(3)]
+    magic, version, system = (walked.value for walked in head)
     if magic != MAGIC_NUMBER or version != PROTOCOL_VERSION:
         raise fail(
             OpenError,
@@ -100,7 +110,8 @@ def _read_head(source: PickleSource, where: str) -> dict[str, Any]:
                 fix="read it as a plain pickle: `holdtrue inspect` finds out what it is",
             ),
         )
-    return system if isinstance(system, dict) else {}
+    would_run = [operation for walked in head for operation in walked.would_run]
+    return system if isinstance(system, dict) else {}, would_run
 
 
 def _read_spans(
@@ -109,9 +120,10 @@ def _read_spans(
     spans: dict[str, tuple[int, int]],
     findings: list[Finding],
     where: str,
-) -> None:
-    """Fill `spans` with the first byte and the length of each storage."""
-    keys = walk(source, where=where).value
+) -> tuple[Operation, ...]:
+    """Fill `spans` with the first byte and length of each storage. What their keys would run."""
+    walked = walk(source, where=where)
+    keys = walked.value
     if not isinstance(keys, list):
         raise _bad_keys(where, "they are no list")
     if len(keys) > limits().entries:
@@ -149,6 +161,7 @@ def _read_spans(
                 what=f"{source.remaining:,} bytes follow the last storage",
             )
         )
+    return walked.would_run
 
 
 def _is_module(pid: Any) -> bool:

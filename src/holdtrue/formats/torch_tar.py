@@ -14,6 +14,7 @@ from holdtrue.findings import Finding
 from holdtrue.formats.checkpoint_about import describe_tree
 from holdtrue.formats.finding_groups import group
 from holdtrue.formats.pickle_machine import walk
+from holdtrue.formats.pickle_operations import Operation
 from holdtrue.formats.pickle_source import PickleSource, from_file
 from holdtrue.formats.pickle_tensors import row
 from holdtrue.formats.source import read_bytes
@@ -43,8 +44,9 @@ def read(path: str) -> View:
         raise _damaged(path, "the tar is not one of torch's, or is cut off",
                        f"it lacks {', '.join(missing)}")  # fmt: skip
     objects: dict[str, LazyTensor] = {}
-    _read_storages(_source(path, members, "storages"), path, objects)
-    _read_tensors(_source(path, members, "tensors"), path, objects)
+    would_run: list[Operation] = []  # of every pickle in the tar
+    _read_storages(_source(path, members, "storages"), path, objects, would_run)
+    _read_tensors(_source(path, members, "tensors"), path, objects, would_run)
 
     def persistent(pid: Any) -> Any:
         if isinstance(pid, tuple) and pid and isinstance(pid[0], NamedReference):
@@ -60,10 +62,11 @@ def read(path: str) -> View:
         "producer": "torch before 0.1.10",
         "byteorder": "little",
         "protocol": walked.protocol,
-        "would_run": list(walked.would_run),
+        "would_run": would_run,
     }
+    would_run += walked.would_run
     if "sys_info" in members:
-        system = walk(_source(path, members, "sys_info"), where=f"{path}: sys_info").value
+        system = _value(_source(path, members, "sys_info"), would_run)
         about["system"] = system if isinstance(system, dict) else {}
     return View(
         path=path,
@@ -110,10 +113,23 @@ def _source(path: str, members: dict[str, Member], name: str) -> PickleSource:
     return from_file(path, f"{path}: {name}", member.offset, end)
 
 
-def _read_storages(source: PickleSource, path: str, objects: dict[str, LazyTensor]) -> None:
+def _value(source: PickleSource, would_run: list[Operation]) -> Any:
+    """The next pickle of a member; what it would run is added."""
+    walked = walk(source, where=source.where)
+    if len(would_run) < limits().entries:
+        would_run += walked.would_run
+    return walked.value
+
+
+def _read_storages(
+    source: PickleSource,
+    path: str,
+    objects: dict[str, LazyTensor],
+    would_run: list[Operation],
+) -> None:
     """Each storage as a row of its elements; then the views of them."""
-    for _ in range(_count(source, path)):
-        made = walk(source, where=source.where).value
+    for _ in range(_count(source, path, would_run)):
+        made = _value(source, would_run)
         try:
             key, location, cls = made
             dtype = storage_dtype(cls.name)
@@ -126,7 +142,7 @@ def _read_storages(source: PickleSource, path: str, objects: dict[str, LazyTenso
             raise _damaged(path, "a storage reaches past its member", f"{numel:,} elements")
         storage = Storage(key=name, file=path, offset=source.skip(nbytes), nbytes=nbytes)
         objects[name] = row(storage, dtype, numel, device=device, class_name=cls.name)
-    views = walk(source, where=source.where).value
+    views = _value(source, would_run)
     for view in views if isinstance(views, list) else []:
         try:
             target, root, offset, numel = view
@@ -145,9 +161,14 @@ def _read_storages(source: PickleSource, path: str, objects: dict[str, LazyTenso
         )  # fmt: skip
 
 
-def _read_tensors(source: PickleSource, path: str, objects: dict[str, LazyTensor]) -> None:
-    for _ in range(_count(source, path)):
-        made = walk(source, where=source.where).value
+def _read_tensors(
+    source: PickleSource,
+    path: str,
+    objects: dict[str, LazyTensor],
+    would_run: list[Operation],
+) -> None:
+    for _ in range(_count(source, path, would_run)):
+        made = _value(source, would_run)
         try:
             key, storage_key, _cls = made
             name, storage = text(key), objects[text(storage_key)]
@@ -178,8 +199,8 @@ def _tensor(
     )
 
 
-def _count(source: PickleSource, path: str) -> int:
-    count = walk(source, where=source.where).value
+def _count(source: PickleSource, path: str, would_run: list[Operation]) -> int:
+    count = _value(source, would_run)
     if type(count) is not int or not 0 <= count <= limits().entries:
         raise _damaged(path, "a member does not begin with a count")
     return count

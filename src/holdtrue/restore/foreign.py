@@ -16,6 +16,7 @@ from holdtrue.doctor.fit.boxes import of_one_element
 from holdtrue.doctor.fit.layouts import LAYOUTS, Rewrite, find_rewrites
 from holdtrue.doctor.state_dicts import StateDict, state_dicts
 from holdtrue.findings import Finding, grouped
+from holdtrue.formats.tree_walk import name_of
 from holdtrue.formats.view import LazyTensor, View
 from holdtrue.records.inert import Record
 from holdtrue.records.manifest import Part
@@ -249,7 +250,9 @@ def _contents(view: View) -> str:
     tree = view.tree
     if not isinstance(tree, dict) or _is_optimizer(tree):
         return _described(tree)
-    shown = [f"{str(key)[:40]!r} ({_described(value)})" for key, value in list(tree.items())[:6]]
+    shown = [
+        f"{name_of(key)[:40]!r} ({_described(value)})" for key, value in list(tree.items())[:6]
+    ]
     more = f" and {len(tree) - 6} more" if len(tree) > 6 else ""
     return ", ".join(shown) + more if shown else "an empty dict"
 

@@ -115,6 +115,10 @@ def build_tensor(lazy: LazyTensor, fresh: Fresh, where: str) -> Any:
             raise unusable(
                 where, f"its strides {lazy.stride} do not fit {lazy.shape}", foreign=fresh.foreign
             )
+        if lazy.dtype.startswith(("qint", "quint")):
+            raise unusable(
+                where, f"it is {lazy.dtype}, and lacks a quantiser", foreign=fresh.foreign
+            )
         # The default device may be another one; a value that is read is always on the CPU.
         tensor = torch.empty_strided(lazy.shape, lazy.stride, dtype=dtype, device="cpu")
     place_bytes(tensor, read_proven(lazy, fresh.proven, where).data)

@@ -15,7 +15,7 @@ from holdtrue.records.metrics import manifest_metrics
 from holdtrue.storage.commit import STAGING, may_list, put_aside
 from holdtrue.storage.unranked import no_best
 
-_STEP = re.compile(r"step-(\d{9,})\Z")
+_STEP = re.compile(r"step-([0-9]{9,})\Z")
 Ranked = tuple[int, Manifest]
 
 
