@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from msgspec.structs import replace
 
+from holdtrue.collection import put_off
 from holdtrue.engine.read import verify_storages
 from holdtrue.engine.telling import Tell, telling
 from holdtrue.errors import DamageError, HoldtrueError, fail, torch_missing
@@ -122,6 +123,7 @@ class Checkpoint:
             return {"state": state, "param_groups": groups}
         return self._value(record.state, part)
 
+    @put_off()
     def restore(
         self,
         *,
@@ -295,8 +297,10 @@ def open(path: str | os.PathLike[str], *, trust: Iterable[type | str] = ()) -> C
         place = place.parent
     if not is_ours(place):
         return Checkpoint(place, read_any(str(place)), agreed, None, os.fspath(path))
-    manifest = read_manifest(place)
-    return Checkpoint(place, to_view(place, manifest), agreed, manifest, os.fspath(path))
+    with put_off():
+        manifest = read_manifest(place)
+        view = to_view(place, manifest)
+    return Checkpoint(place, view, agreed, manifest, os.fspath(path))
 
 
 def verify(

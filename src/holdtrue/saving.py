@@ -12,13 +12,13 @@ from typing import Any
 from msgspec import Struct
 
 from holdtrue.capture.before import CapturedBefore, remember
-from holdtrue.capture.collection import put_off
 from holdtrue.capture.environment import environment
 from holdtrue.capture.metrics import capture_metrics
 from holdtrue.capture.parts import RNG, Captured, capture
 from holdtrue.capture.probe import PROBE
 from holdtrue.capture.tensors import Source
 from holdtrue.capture.together import copy_together
+from holdtrue.collection import put_off
 from holdtrue.engine.checkpoint import write_checkpoint
 from holdtrue.engine.layout import PlannedFile, lay_out
 from holdtrue.engine.linking import Earlier
