@@ -9,11 +9,11 @@ import threading
 from collections.abc import Callable, Iterator, Mapping
 from typing import Protocol
 
-import numpy as np
 import xxhash
 from msgspec import Struct
 
 from holdtrue.engine.layout import Placement, PlannedFile
+from holdtrue.on_demand import numpy as np
 
 
 class Readable(Protocol):
