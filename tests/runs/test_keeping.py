@@ -40,7 +40,7 @@ def saved(path: Path, losses: dict[int, float], keep: Keep | None = None) -> hol
 
 def aged(run: holdtrue.Run, step: int, created: str) -> None:
     """The checkpoint as if it had been saved at that time: what the run knows of it is changed."""
-    run._shelf._manifests[step] = replace(run._shelf._manifests[step], created=created)
+    run._shelf._summaries[step] = replace(run._shelf._summaries[step], created=created)
 
 
 def test_within_keeps_what_is_young(tmp_path: Path) -> None:

@@ -1,6 +1,6 @@
 """A run as a list: what each of its checkpoints is, and what changed since the one before."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +9,7 @@ from msgspec.structs import replace
 
 from holdtrue.checkpoint import verify
 from holdtrue.errors import HoldtrueError
-from holdtrue.formats.checkpoint_directory import read_manifest, to_view
+from holdtrue.formats.checkpoint_directory import check_files, read_manifest
 from holdtrue.records.manifest import Manifest
 from holdtrue.records.metrics import manifest_metrics
 from holdtrue.storage.locating import best_first
@@ -35,19 +35,28 @@ class Entry(Struct, frozen=True, kw_only=True):
         return sum(f.nbytes for f in self.manifest.files.values()) if self.manifest else 0
 
 
-def read_history(found: Mapping[int, Path], *, every_byte: bool = False) -> list[Entry]:
-    """The checkpoints of a run, oldest first. Nothing is raised for a damaged one."""
+def read_history(
+    found: Mapping[int, Path], *, every_byte: bool = False, known: Iterable[Entry] = ()
+) -> list[Entry]:
+    """The checkpoints of a run, oldest first. Nothing is raised for a damaged one.
+
+    Those that are `known` from an earlier call are not read again.
+    """
+    earlier = {entry.path: entry for entry in known if entry.manifest is not None}
     entries: list[Entry] = []
     before: Manifest | None = None
     for step, path in found.items():
-        entry = _read(step, path, before, every_byte)
+        entry = earlier.get(path) or _read(step, path, before, every_byte)
         before = entry.manifest or before
         entries.append(entry)
     whole = [(e.step, e.manifest) for e in entries if e.manifest is not None]
     ranking = next((m.ranking for _, m in reversed(whole) if m.ranking), None)
     order = best_first(whole, ranking) if ranking else []
     best = order[0] if order else None
-    return [replace(entry, best=True) if entry.step == best else entry for entry in entries]
+    return [
+        entry if entry.best == (entry.step == best) else replace(entry, best=entry.step == best)
+        for entry in entries
+    ]
 
 
 def ranked_by(entries: list[Entry]) -> str | None:
@@ -59,7 +68,7 @@ def ranked_by(entries: list[Entry]) -> str | None:
 def _read(step: int, path: Path, before: Manifest | None, every_byte: bool) -> Entry:
     try:
         manifest = read_manifest(path)
-        to_view(path, manifest)
+        check_files(path, manifest)
         report = verify(path) if every_byte else None
     except HoldtrueError as error:
         return Entry(step=step, path=path, damaged=error.report.findings[0].what)

@@ -7,7 +7,7 @@ from typing import Literal
 
 from msgspec import Struct
 
-from holdtrue.records.manifest import Manifest, Ranking
+from holdtrue.records.manifest import Manifest, Ranking, Summary
 from holdtrue.storage.locating import best_first
 
 _AGE = re.compile(r"(\d+(?:\.\d+)?) ?(s|min|h|d|w)\Z")
@@ -60,7 +60,9 @@ class Keep(Struct, frozen=True, kw_only=True):
         return any(r is not None for r in (self.last, self.best, self.every, self.within))
 
 
-def to_remove(keep: Keep, checkpoints: Sequence[tuple[int, Manifest | None]]) -> list[int]:
+def to_remove(
+    keep: Keep, checkpoints: Sequence[tuple[int, Manifest | Summary | None]]
+) -> list[int]:
     """Steps that no rule keeps. `None` stands for a manifest that cannot be read.
 
     What cannot be read is never removed: its owner may want to salvage it.
