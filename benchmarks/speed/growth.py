@@ -1,19 +1,9 @@
-"""How the time grows: with bytes, with tensors, with the checkpoints of a run.
+"""A line through times at sizes that grow by factors: how steep it is, whether it is straight."""
 
-`python -m benchmarks.speed.growth [--quick]` measures each operation at sizes that grow by factors,
-and says of each whether it grows in a straight line. `--only` and `--most` choose what is measured,
-`--json` writes it down. Files are read cold: what the page cache holds of them is dropped first.
-"""
-
-import argparse
 import math
 import statistics
-import sys
-import tempfile
 from collections.abc import Iterable, Sequence
-from pathlib import Path
 
-import msgspec
 from msgspec import Struct
 
 Point = tuple[float, float]  # size, median seconds
@@ -110,39 +100,3 @@ def _seconds(value: float) -> str:
         if abs(value) >= least:
             return f"{value * factor:.3g} {unit}"
     return f"{value * 1e9:.3g} ns"
-
-
-def main() -> None:
-    # Not imported above: who charts a series needs no torch.
-    from benchmarks.speed.growing import GROWTHS, SkippedError
-
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.speed.growth", description=__doc__)
-    parser.add_argument("--quick", action="store_true", help="small sizes, one round: a minute")
-    parser.add_argument("--only", choices=sorted(GROWTHS), action="append", help="of this alone")
-    parser.add_argument("--least", type=int, default=0, help="no size below")
-    parser.add_argument("--most", type=int, default=sys.maxsize, help="no size above")
-    parser.add_argument("--rounds", type=int, help="of each size; the largest have fewer")
-    parser.add_argument("--directory", type=Path, help="where to write; else a temporary one")
-    parser.add_argument("--json", type=Path, help="a file for what was measured")
-    given = parser.parse_args()
-    found: list[Series] = []
-    for name in given.only or GROWTHS:
-        growth = GROWTHS[name]
-        sizes = [s for s in growth.sizes(quick=given.quick) if given.least <= s <= given.most]
-        measured: list[tuple[int, dict[str, float]]] = []
-        for size in sizes:
-            for _ in range(given.rounds or growth.rounds(size, quick=given.quick)):
-                with tempfile.TemporaryDirectory(prefix="growth-", dir=given.directory) as folder:
-                    try:
-                        measured.append((size, growth.measure(Path(folder), size)))
-                    except SkippedError as why:
-                        print(f"{size} {growth.label} were skipped: {why}", file=sys.stderr)
-                        break
-        found += gather(growth.label, measured)
-    print(table(found))
-    if given.json:
-        given.json.write_bytes(msgspec.json.format(msgspec.json.encode(found)))
-
-
-if __name__ == "__main__":
-    main()

@@ -18,6 +18,11 @@ def block(results: Results) -> str:
     return f"{setting(results)}\n\n{table.markdown(found)}"
 
 
+def alone(results: Results) -> str:
+    """`speed.md`: the same as a page of its own."""
+    return f"# Speed, measured\n\n{block(results)}\n"
+
+
 def filled(text: str, results: Results) -> str:
     """The page's text with these results. Raises ValueError where it has no place for them."""
     if text.count(BEGIN) != 1 or text.count(END) != 1:

@@ -753,8 +753,8 @@ def test_what_was_overwritten_since_it_was_opened_is_told(tmp_path: Path) -> Non
 def test_a_metric_too_large_for_a_float_is_no_best(tmp_path: Path) -> None:
     run = small(tmp_path / "run", Keep(best=1, by="loss", last=1))
     save_all(run, {1: 0.5})
-    manifest = run._shelf._manifests[1]
+    manifest = run._shelf.summaries()[1]
     huge = {"$": "dict", "v": [["loss", {"$": "int", "v": str(10**400)}]]}
-    run._shelf._manifests[1] = replace(manifest, metrics=huge)
+    run._shelf._summaries[1] = replace(manifest, metrics=huge)
     save_all(run, {2: 0.7})
     assert run.steps() == [2]

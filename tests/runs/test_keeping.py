@@ -23,7 +23,9 @@ from torch import nn
 
 import holdtrue
 from holdtrue import Keep
-from holdtrue.cli import cli, log
+from holdtrue.cli import cli, log, render
+from holdtrue.formats.checkpoint_directory import read_manifest
+from holdtrue.records.manifest import encode_manifest
 from holdtrue.runs import pruning
 from holdtrue.runs.history import Entry, read_history
 from holdtrue.runs.keep import parse_keep
@@ -40,7 +42,8 @@ def saved(path: Path, losses: dict[int, float], keep: Keep | None = None) -> hol
 
 def aged(run: holdtrue.Run, step: int, created: str) -> None:
     """The checkpoint as if it had been saved at that time: what the run knows of it is changed."""
-    run._shelf._manifests[step] = replace(run._shelf._manifests[step], created=created)
+    shelf = run._shelf
+    shelf._summaries[step] = replace(shelf.summaries()[step], created=created)
 
 
 def test_within_keeps_what_is_young(tmp_path: Path) -> None:
@@ -192,9 +195,9 @@ def test_follow_on_a_terminal_reads_only_when_the_steps_changed(
     drawn, read = io.StringIO(), []
     looks = iter(range(1, 6))
 
-    def history(found: dict[int, Path], every_byte: bool) -> list[Entry]:
+    def history(found: dict[int, Path], every_byte: bool, known: list[Entry]) -> list[Entry]:
         read.append((list(found), every_byte))
-        return read_history(found, every_byte=every_byte)
+        return read_history(found, every_byte=every_byte, known=known)
 
     def look_again(_: float) -> None:
         look = next(looks)
@@ -204,9 +207,70 @@ def test_follow_on_a_terminal_reads_only_when_the_steps_changed(
         if look == 5:
             raise KeyboardInterrupt
 
-    monkeypatch.setattr(log, "stdout", lambda: Console(file=drawn, force_terminal=True, width=200))
-    monkeypatch.setattr(log, "read_history", history)
+    console = Console(file=drawn, force_terminal=True, width=200)
+    monkeypatch.setattr(render, "stdout", lambda: console)
+    monkeypatch.setattr(holdtrue.runs.history, "read_history", history)
     monkeypatch.setattr(log, "time", SimpleNamespace(sleep=look_again))
     log._follow(run.path, every_byte=True)
     assert read == [([1], True), ([1, 2], True)]
     assert "0.25" in drawn.getvalue()
+
+
+def contradict(run: holdtrue.Run, step: int) -> None:
+    """Its manifest is as it was written, and names a tensor that no file has."""
+    path = run.path / f"step-{step:09}"
+    manifest = read_manifest(path)
+    name, tensor = next(iter(manifest.tensors.items()))
+    chunks = (replace(tensor.chunks[0], name="another"),)
+    changed = {**manifest.tensors, name: replace(tensor, chunks=chunks)}
+    (path / "manifest.json").write_bytes(encode_manifest(replace(manifest, tensors=changed)))
+
+
+def unread(run: holdtrue.Run, step: int) -> None:
+    """Its manifest is as it was written, and cannot be: a file outside of the directory."""
+    path = run.path / f"step-{step:09}"
+    manifest = read_manifest(path)
+    files = {**manifest.files, "../else": next(iter(manifest.files.values()))}
+    (path / "manifest.json").write_bytes(encode_manifest(replace(manifest, files=files)))
+    with pytest.raises(holdtrue.DamageError):
+        read_manifest(path)
+
+
+def test_log_shows_a_manifest_that_contradicts_its_files(tmp_path: Path) -> None:
+    run = saved(tmp_path / "run", {1: 1, 2: 1})
+    contradict(run, 1)
+    shown = CliRunner().invoke(cli, ["log", str(run.path), "--json"])
+    assert shown.exit_code == 1
+    assert ["damaged" in entry for entry in json.loads(shown.stdout)] == [True, False]
+
+
+def test_what_cannot_be_read_takes_no_good_ones_place(tmp_path: Path) -> None:
+    run = saved(tmp_path / "run", {1: 0.3, 2: 0.1, 3: 0.4, 4: 0.5})
+    unread(run, 2)
+    unread(run, 3)
+    again = holdtrue.Run(run.path, keep=Keep(last=2, best=1, by="loss"), model=nn.Linear(4, 4))
+    again.save(5, metrics={"loss": 0.6}, wait=True)
+    # 2 would be the best; 3 and 2 stay for whoever wants to salvage them.
+    assert again.steps() == [1, 2, 3, 4, 5]
+    again.save(6, metrics={"loss": 0.6}, wait=True)
+    assert again.steps() == [1, 2, 3, 5, 6]
+
+
+def test_an_unreadable_newest_one_takes_no_good_ones_place(tmp_path: Path) -> None:
+    run = saved(tmp_path / "run", {1: 1, 2: 1, 4: 1})
+    unread(run, 4)
+    again = holdtrue.Run(run.path, keep=Keep(last=2), model=nn.Linear(4, 4))
+    again.save(3, wait=True)
+    assert again.steps() == [2, 3, 4]
+
+
+def test_known_entries_are_read_again_only_where_the_directory_changed(tmp_path: Path) -> None:
+    run = saved(tmp_path / "run", {1: 1, 2: 1, 3: 1})
+    found = {step: run.path / f"step-{step:09}" for step in run.steps()}
+    first = read_history(found)
+    second = read_history(found, known=first)
+    assert [a.manifest is b.manifest for a, b in zip(first, second, strict=True)] == [True] * 3
+    next(found[2].glob("*.safetensors")).unlink()
+    third = read_history(found, known=second)
+    assert [entry.damaged is not None for entry in third] == [False, True, False]
+    assert third[0].manifest is first[0].manifest

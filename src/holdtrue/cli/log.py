@@ -51,24 +51,25 @@ def _follow(run: Path, every_byte: bool) -> None:
     from holdtrue.storage.locating import steps
 
     console = stdout()
+    entries: list[Entry] = []
     try:
         if console.is_terminal:
             with Live(console=console, auto_refresh=False) as live:
                 known: dict[int, Path] | None = None
-                entries: list[Entry] = []
                 while True:
                     # A published checkpoint is not rewritten in place: its files, with --verify
                     # all their bytes, are read once. The ages are told anew at each look.
                     found = steps(run)
                     if found != known:
-                        known, entries = found, read_history(found, every_byte=every_byte)
+                        entries = read_history(found, every_byte=every_byte, known=entries)
+                        known = found
                     live.update(table(entries), refresh=True)
                     time.sleep(_POLL)
         shown: set[int] = set()
         while True:
             found = steps(run)
             if found.keys() - shown:
-                entries = read_history(found, every_byte=every_byte)
+                entries = read_history(found, every_byte=every_byte, known=entries)
                 for entry in entries:
                     if entry.step not in shown:
                         console.print(line(entry))

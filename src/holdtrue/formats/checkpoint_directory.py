@@ -23,14 +23,31 @@ from holdtrue.records.manifest import (
     Chunk,
     Manifest,
     Part,
+    Summary,
     TensorRecord,
     decode_manifest,
+    decode_summary,
 )
 from holdtrue.records.values import Decoding, NodeError, decode
 
 
 def read_manifest(directory: Path) -> Manifest:
     """The checked manifest of a checkpoint directory. Raises OpenError or DamageError."""
+    raw = _raw_manifest(directory)
+    manifest = decode_manifest(raw, str(directory / NAME))
+    problem = find_problem(manifest)
+    if problem:
+        raise _damaged(str(directory / NAME), problem)
+    return manifest
+
+
+def read_summary(directory: Path) -> Summary:
+    """What ranks a checkpoint among others. Raises OpenError or DamageError; a manifest that is as
+    it was written and contradicts itself is told by `read_manifest` only."""
+    return decode_summary(_raw_manifest(directory), str(directory / NAME))
+
+
+def _raw_manifest(directory: Path) -> bytes:
     path = directory / NAME
     try:
         found = path.lstat()  # a link could lead anywhere
@@ -38,14 +55,9 @@ def read_manifest(directory: Path) -> Manifest:
             raise fail(DamageError, str(path), _not_a_file(path))
         if found.st_size > limits().manifest_bytes:
             raise _damaged(str(path), f"it has {found.st_size:,} bytes")
-        raw = path.read_bytes()
+        return path.read_bytes()
     except OSError as error:
         raise unreadable(path, error) from None
-    manifest = decode_manifest(raw, str(path))
-    problem = find_problem(manifest)
-    if problem:
-        raise _damaged(str(path), problem)
-    return manifest
 
 
 def read(path: str) -> View:

@@ -45,7 +45,7 @@ class Piece(Struct, frozen=True, kw_only=True, gc=False):
     stride: tuple[int, ...]  # in elements
 
 
-class LazyTensor(Struct, frozen=True, kw_only=True, omit_defaults=True):
+class LazyTensor(Struct, frozen=True, kw_only=True, omit_defaults=True, gc=False):
     """A tensor described, not read. Strided ones have pieces; the others have components."""
 
     dtype: str  # torch's name without "torch."

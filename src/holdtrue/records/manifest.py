@@ -5,7 +5,7 @@ anywhere in the manifest is seen. `docs/format.md` is the specification.
 """
 
 import re
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import msgspec
 import xxhash
@@ -123,6 +123,21 @@ class Manifest(Struct, frozen=True, kw_only=True):
     cost: Cost | None = None  # of the save of a run
 
 
+class Summary(Struct, frozen=True, kw_only=True):
+    """What tells the checkpoints of a run apart, of a manifest whose tensors are not looked at: of
+    a thousand of them, all that is needed to rank and to prune."""
+
+    format: str
+    version: int
+    created: str
+    step: int | None = None
+    metrics: Any = None
+    ranking: Ranking | None = None
+
+
+_Read = TypeVar("_Read", Manifest, Summary)
+
+
 def encode_manifest(manifest: Manifest) -> bytes:
     """The bytes of manifest.json, sealed with their own digest."""
     body = msgspec.json.encode(manifest)[:-1]
@@ -132,6 +147,16 @@ def encode_manifest(manifest: Manifest) -> bytes:
 def decode_manifest(raw: bytes, where: str) -> Manifest:
     """The manifest, its digest and types checked. Raises OpenError for a newer version, else
     DamageError. What it says is checked by `records/consistency.py`."""
+    return _decode(raw, where, Manifest)
+
+
+def decode_summary(raw: bytes, where: str) -> Summary:
+    """As `decode_manifest`, but nothing is made of what the summary does not have: of that only the
+    digest is checked."""
+    return _decode(raw, where, Summary)
+
+
+def _decode(raw: bytes, where: str, kind: type[_Read]) -> _Read:
     if len(raw) > limits().manifest_bytes:
         raise _damaged(where, f"it has {len(raw):,} bytes; {limits().manifest_bytes:,} are allowed")
     tail = _TAIL.search(raw)
@@ -144,7 +169,7 @@ def decode_manifest(raw: bytes, where: str) -> Manifest:
     if not intact:
         raise _damaged(where, "its own digest does not match its bytes")
     try:
-        manifest = msgspec.json.decode(raw, type=Manifest)
+        manifest = msgspec.json.decode(raw, type=kind)
     except (msgspec.MsgspecError, RecursionError, UnicodeError) as error:
         raise _damaged(where, f"it does not follow the format: {error}") from None
     if manifest.format != FORMAT or not 1 <= manifest.version <= VERSION:

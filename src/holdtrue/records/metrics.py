@@ -2,11 +2,11 @@
 
 from typing import Any
 
-from holdtrue.records.manifest import Manifest
+from holdtrue.records.manifest import Manifest, Summary
 from holdtrue.records.values import Decoding, NodeError, decode
 
 
-def manifest_metrics(manifest: Manifest) -> dict[str, Any]:
+def manifest_metrics(manifest: Manifest | Summary) -> dict[str, Any]:
     """Name → what was given; empty where there are none, or what is there is no dict."""
     try:
         value = decode(manifest.metrics, Decoding(tensor=_no_tensor))

@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 from holdtrue.errors import OpenError, fail
 from holdtrue.findings import Finding
-from holdtrue.records.manifest import Manifest, Ranking
+from holdtrue.records.manifest import Ranking, Summary
 from holdtrue.storage.commit import sync_directory
 from holdtrue.storage.locating import best_first
 from holdtrue.storage.unranked import no_best
@@ -23,7 +23,7 @@ def candidates(
     run: Path,
     at: Any,
     found: dict[int, Path],
-    manifests: Mapping[int, Manifest | None],
+    manifests: Mapping[int, Summary | None],
     ranking: Ranking | None,
 ) -> list[tuple[int, Path]]:
     """The checkpoints to try, in order: of a step that was asked for by number, only that one.

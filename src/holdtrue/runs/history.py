@@ -1,6 +1,6 @@
 """A run as a list: what each of its checkpoints is, and what changed since the one before."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +25,7 @@ class Entry(Struct, frozen=True, kw_only=True):
     checked: str = ""  # "sizes": each file is there in full; "bytes": each is as it was written
     best: bool = False
     changes: tuple[str, ...] = ()  # since the one before, beside weights and metrics
+    directory: tuple[int, int] | None = None  # its inode and when its list of files changed last
 
     @property
     def metrics(self) -> dict[str, Any]:
@@ -35,19 +36,32 @@ class Entry(Struct, frozen=True, kw_only=True):
         return sum(f.nbytes for f in self.manifest.files.values()) if self.manifest else 0
 
 
-def read_history(found: Mapping[int, Path], *, every_byte: bool = False) -> list[Entry]:
-    """The checkpoints of a run, oldest first. Nothing is raised for a damaged one."""
+def read_history(
+    found: Mapping[int, Path], *, every_byte: bool = False, known: Iterable[Entry] = ()
+) -> list[Entry]:
+    """The checkpoints of a run, oldest first. Nothing is raised for a damaged one.
+
+    Those that are `known` from an earlier call, in the same directory, are not read again.
+    """
+    earlier = {(e.path, e.directory): e for e in known if e.manifest is not None}
     entries: list[Entry] = []
     before: Manifest | None = None
     for step, path in found.items():
-        entry = _read(step, path, before, every_byte)
+        entry = earlier.get((path, _directory(path))) or _read(step, path, every_byte)
+        if before is not None and entry.manifest is not None:
+            entry = replace(entry, changes=tuple(_changes(before, entry.manifest)))
+        elif entry.changes:  # those before it were removed since
+            entry = replace(entry, changes=())
         before = entry.manifest or before
         entries.append(entry)
     whole = [(e.step, e.manifest) for e in entries if e.manifest is not None]
     ranking = next((m.ranking for _, m in reversed(whole) if m.ranking), None)
     order = best_first(whole, ranking) if ranking else []
     best = order[0] if order else None
-    return [replace(entry, best=True) if entry.step == best else entry for entry in entries]
+    return [
+        entry if entry.best == (entry.step == best) else replace(entry, best=entry.step == best)
+        for entry in entries
+    ]
 
 
 def ranked_by(entries: list[Entry]) -> str | None:
@@ -56,7 +70,17 @@ def ranked_by(entries: list[Entry]) -> str | None:
     return next((ranking.by for ranking in rankings if ranking is not None), None)
 
 
-def _read(step: int, path: Path, before: Manifest | None, every_byte: bool) -> Entry:
+def _directory(path: Path) -> tuple[int, int] | None:
+    """What tells a directory from another that takes its place; None where it is gone."""
+    try:
+        found = path.stat()
+    except OSError:
+        return None
+    return found.st_ino, found.st_mtime_ns
+
+
+def _read(step: int, path: Path, every_byte: bool) -> Entry:
+    directory = _directory(path)  # before it is read: what changes meanwhile is read again
     try:
         manifest = read_manifest(path)
         to_view(path, manifest)
@@ -70,7 +94,7 @@ def _read(step: int, path: Path, before: Manifest | None, every_byte: bool) -> E
         path=path,
         manifest=manifest,
         checked="bytes" if every_byte else "sizes",
-        changes=() if before is None else tuple(_changes(before, manifest)),
+        directory=directory,
     )
 
 

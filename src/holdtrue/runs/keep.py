@@ -7,7 +7,7 @@ from typing import Literal
 
 from msgspec import Struct
 
-from holdtrue.records.manifest import Manifest, Ranking
+from holdtrue.records.manifest import Manifest, Ranking, Summary
 from holdtrue.storage.locating import best_first
 
 _AGE = re.compile(r"(\d+(?:\.\d+)?) ?(s|min|h|d|w)\Z")
@@ -60,7 +60,9 @@ class Keep(Struct, frozen=True, kw_only=True):
         return any(r is not None for r in (self.last, self.best, self.every, self.within))
 
 
-def to_remove(keep: Keep, checkpoints: Sequence[tuple[int, Manifest | None]]) -> list[int]:
+def to_remove(
+    keep: Keep, checkpoints: Sequence[tuple[int, Manifest | Summary | None]]
+) -> list[int]:
     """Steps that no rule keeps. `None` stands for a manifest that cannot be read.
 
     What cannot be read is never removed: its owner may want to salvage it.
@@ -68,15 +70,22 @@ def to_remove(keep: Keep, checkpoints: Sequence[tuple[int, Manifest | None]]) ->
     if not keep.rules:
         return []
     readable = [(step, m) for step, m in sorted(checkpoints) if m is not None]
-    kept = {step for step, _ in readable[-max(keep.last or 1, 1) :]}
-    if keep.best is not None and keep.ranking is not None:
-        kept.update(best_first(readable, keep.ranking)[: keep.best])
+    kept = placed(keep, checkpoints)
     if keep.every is not None:
         kept.update(step for step, _ in readable if step % keep.every == 0)
     if keep.age is not None:
         since = datetime.now(UTC) - keep.age
         kept.update(step for step, manifest in readable if _is_since(manifest.created, since))
     return [step for step, _ in readable if step not in kept]
+
+
+def placed(keep: Keep, checkpoints: Sequence[tuple[int, Manifest | Summary | None]]) -> set[int]:
+    """Steps that `last` and `best` keep: each takes a place that another would have else."""
+    readable = [(step, m) for step, m in sorted(checkpoints) if m is not None]
+    found = {step for step, _ in readable[-max(keep.last or 1, 1) :]}
+    if keep.best is not None and keep.ranking is not None:
+        found.update(best_first(readable, keep.ranking)[: keep.best])
+    return found
 
 
 def parse_keep(text: str) -> Keep:

@@ -5,21 +5,23 @@ import logging
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import TypeVar
 
 from holdtrue.checkpoint import verify
 from holdtrue.errors import DamageError, HoldtrueError, fail
 from holdtrue.findings import Finding
 from holdtrue.formats.checkpoint_directory import to_view
-from holdtrue.records.manifest import Manifest
+from holdtrue.records.manifest import Manifest, Summary
 from holdtrue.runs.keep import Keep, to_remove
 from holdtrue.storage.commit import remove
 
 _log = logging.getLogger("holdtrue")
-Checkpoints = Mapping[int, tuple[Path, Manifest | None]]  # by step; None: cannot be read
+_About = TypeVar("_About", Manifest, Summary)
+Checkpoints = Mapping[int, tuple[Path, _About | None]]  # by step; None: cannot be read
 
 
 def doomed(
-    keep: Keep, checkpoints: Checkpoints, is_whole: Callable[[Path, Manifest], bool]
+    keep: Keep, checkpoints: Checkpoints[_About], is_whole: Callable[[Path, _About], bool]
 ) -> list[int]:
     """The steps to remove. The newest that is whole is not among them, whatever the rules say."""
     found = to_remove(keep, [(step, m) for step, (_, m) in checkpoints.items()])
@@ -33,7 +35,7 @@ def doomed(
     return []  # nothing is whole: nothing goes
 
 
-def remove_steps(keep: Keep, steps: Sequence[int], checkpoints: Checkpoints) -> list[int]:
+def remove_steps(keep: Keep, steps: Sequence[int], checkpoints: Checkpoints[_About]) -> list[int]:
     """Remove them, each logged; returns those that are gone. One that stays stops nothing."""
     gone: list[int] = []
     for step in steps:
@@ -56,7 +58,7 @@ def has_all_files(path: Path, manifest: Manifest) -> bool:
     return True
 
 
-def verifies(path: Path, _: Manifest) -> bool:
+def verifies(path: Path, _: object) -> bool:
     """Whether every byte is as it was written."""
     try:
         return verify(path).ok

@@ -36,7 +36,7 @@ from holdtrue.runs.preemption import Preemption
 from holdtrue.runs.resuming import restore_parts, resume_first_whole
 from holdtrue.runs.shelf import Shelf
 from holdtrue.saving import Before, Prepared, prepare, whole_step, write
-from holdtrue.storage.locating import best_first, step_name, steps
+from holdtrue.storage.locating import best_first, first_readable, step_name, steps
 
 _log = logging.getLogger("holdtrue")
 
@@ -257,7 +257,7 @@ class Run:
         after that one to abandoned-step-…
         """
         self._behind.wait()
-        manifests = self._shelf.manifests() if at == "best" else {}
+        manifests = self._shelf.summaries() if at == "best" else {}
         asked = candidates(self.path, at, steps(self.path), manifests, self.keep.ranking)
         codes = (allow,) if isinstance(allow, str) else tuple(allow)
         restore = restore_parts(
@@ -302,9 +302,10 @@ class Run:
             raise ValueError(f'run.best(mode={mode!r}): give "min" or "max"')
         self._behind.wait()
         ranking = Ranking(by=name, mode=self.keep.mode if mode is UNSET else mode)
-        known = [(s, m) for s, m in self._shelf.manifests().items() if m is not None]
-        order = best_first(known, ranking)
-        return open_checkpoint(self.path / step_name(order[0])) if order else None
+        known = [(s, m) for s, m in self._shelf.summaries().items() if m is not None]
+        places = {step: self.path / step_name(step) for step, _ in known}
+        step = first_readable(best_first(known, ranking), places)
+        return None if step is None else open_checkpoint(places[step])
 
     def latest_state(self, part: str = "model") -> Any:
         """A part's state from the newest checkpoint on disk; None when there is none yet.

@@ -4,16 +4,17 @@ import contextlib
 import logging
 import os
 import weakref
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 from holdtrue.engine.linking import Earlier
 from holdtrue.errors import HoldtrueError, SaveError, fail
-from holdtrue.formats.checkpoint_directory import read_manifest
+from holdtrue.formats.checkpoint_directory import read_manifest, read_summary
 from holdtrue.formats.source import unreachable
-from holdtrue.records.manifest import Manifest
+from holdtrue.records.manifest import Manifest, Summary
 from holdtrue.runs.choosing import free_name, later, put_later_aside
-from holdtrue.runs.keep import Keep
+from holdtrue.runs.keep import Keep, placed
 from holdtrue.runs.pruning import doomed, has_all_files, read_back, remove_steps
 from holdtrue.runs.resuming import Resumed
 from holdtrue.runs.writing import give_back, still_held, take
@@ -34,7 +35,11 @@ class Shelf:
         self.run = run
         self.damaged: frozenset[int] = frozenset()
         self.given_up: tuple[int, ...] = ()
-        self._manifests: dict[int, Manifest] = {}
+        # Of a thousand checkpoints their manifests would fill the memory; of one, the newest, it is
+        # kept whole, for the files that the next save links.
+        self._summaries: dict[int, Summary] = {}
+        self._newest: tuple[Path, Manifest] | None = None
+        self._readable: set[int] = set()  # steps whose whole manifest this process has read
         self._link = True  # files of the checkpoint before, where they did not change
         self._proved: dict[tuple[int, int], tuple[int, int]] = {}  # files; see `Earlier`
         self._writer = 0  # the process that is, or was, the writer
@@ -50,19 +55,18 @@ class Shelf:
         for name in cleared:
             _log.info("cleared away %s, left by a save that was killed", name)
 
-    def manifests(self) -> dict[int, Manifest | None]:
-        """The manifest of each step, oldest first; None for one that counts no more."""
-        return {step: self._manifest(step, path) for step, path in steps(self.run).items()}
+    def summaries(self) -> dict[int, Summary | None]:
+        """What is said of each step, oldest first; None for one that counts no more."""
+        return {step: self._summary(step, path) for step, path in steps(self.run).items()}
 
     def earlier(self) -> Earlier | None:
         """The newest checkpoint that is there, for its unchanged files."""
         if not self._link:
             return None
         with contextlib.suppress(HoldtrueError):  # a run that cannot be listed has none to offer
-            for step, path in reversed(steps(self.run).items()):
-                manifest = self._manifest(step, path)
-                if manifest is not None:
-                    return Earlier(path, manifest, self._proved)
+            newest = self._read_newest(steps(self.run))
+            if newest is not None:
+                return Earlier(*newest, self._proved)
         return None
 
     def place(self, step: int) -> tuple[Path, Path | None]:
@@ -82,8 +86,7 @@ class Shelf:
     def resumed(self, found: Resumed) -> None:
         """Note which steps count no more after a resume."""
         self.damaged = found.damaged
-        for step in found.damaged:
-            self._manifests.pop(step, None)
+        self._forget(found.damaged)
         if found.error is None:
             newer = later(steps(self.run), found.step)
             # Damaged ones are put aside as that, by a save of the same step.
@@ -96,8 +99,7 @@ class Shelf:
         """
         if self.given_up:
             put_later_aside(self.run, list(self.given_up), steps(self.run))
-            for step in self.given_up:
-                self._manifests.pop(step, None)
+            self._forget(self.given_up)
             self.given_up = ()
 
     def published(self, step: int, saved: Saved, keep: Keep, *, verify: bool) -> None:
@@ -143,20 +145,71 @@ class Shelf:
             self._release()
             self._release = None
 
-    def _manifest(self, step: int, path: Path) -> Manifest | None:
+    def _summary(self, step: int, path: Path) -> Summary | None:
         """None for one that cannot be read, or is damaged: its manifest may well be whole."""
-        if step not in self._manifests and step not in self.damaged:
+        if step not in self._summaries and step not in self.damaged:
             with contextlib.suppress(HoldtrueError):
-                self._manifests[step] = read_manifest(path)
-        return None if step in self.damaged else self._manifests.get(step)
+                self._summaries[step] = read_summary(path)
+        return None if step in self.damaged else self._summaries.get(step)
+
+    def _read_newest(self, found: dict[int, Path]) -> tuple[Path, Manifest] | None:
+        """The newest checkpoint that can be read and is not damaged, with its manifest."""
+        for step, path in reversed(found.items()):
+            if step in self.damaged:
+                continue
+            if self._newest is not None and self._newest[0] == path:
+                return self._newest
+            with contextlib.suppress(HoldtrueError):
+                self._newest = path, read_manifest(path)
+                self._readable.add(step)
+                return self._newest
+        return None
+
+    def _forget(self, gone: Iterable[int]) -> None:
+        for step in gone:
+            self._summaries.pop(step, None)
+            self._readable.discard(step)
+            if self._newest is not None and self._newest[0].name == step_name(step):
+                self._newest = None
 
     def _prune(self, keep: Keep) -> None:
         """A checkpoint that cannot be removed is no reason to fail: the save is done."""
         try:
-            found = {s: (p, self._manifest(s, p)) for s, p in steps(self.run).items()}
-            going = doomed(keep, found, has_all_files)
+            here = steps(self.run)
+            self._read_newest(here)  # now, behind the training, and not in the next save's way
+            if not keep.rules:
+                return
+            found = {step: (path, self._summary(step, path)) for step, path in here.items()}
+            going = doomed(keep, found, self._has_all_files)
+            # What cannot be read is never removed, and takes no good one's place; a summary tells
+            # of the digest alone. All others are not read: of a thousand that takes seconds.
+            while bad := self._not_readable(keep, going, found):
+                found.update({step: (here[step], None) for step in bad})
+                going = doomed(keep, found, self._has_all_files)
         except Exception as error:  # the save is durable, whatever is wrong with the others
             _log.warning("nothing is removed, the run cannot be listed: %s", error)
             return
-        for step in remove_steps(keep, going, found):
-            self._manifests.pop(step, None)
+        self._forget(remove_steps(keep, going, found))
+
+    def _has_all_files(self, path: Path, _: Summary) -> bool:
+        if self._newest is not None and self._newest[0] == path:
+            return has_all_files(path, self._newest[1])
+        with contextlib.suppress(HoldtrueError):
+            return has_all_files(path, read_manifest(path))
+        return False
+
+    def _not_readable(
+        self, keep: Keep, going: Iterable[int], found: Mapping[int, tuple[Path, Summary | None]]
+    ) -> list[int]:
+        """Those that are to go, or have a place, although their whole manifest cannot be read."""
+        if not going:
+            return []
+        in_place = placed(keep, [(step, summary) for step, (_, summary) in found.items()])
+        bad: list[int] = []
+        for step in {*going, *in_place} - self._readable:
+            try:
+                read_manifest(found[step][0])
+                self._readable.add(step)
+            except HoldtrueError:
+                bad.append(step)
+        return bad

@@ -1,22 +1,23 @@
 """From what a person types to the directory of one checkpoint."""
 
+import contextlib
 import math
 import os
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import SupportsFloat
 
 from holdtrue.errors import HoldtrueError, OpenError, fail
-from holdtrue.formats.checkpoint_directory import read_manifest
+from holdtrue.formats.checkpoint_directory import read_manifest, read_summary
 from holdtrue.formats.source import inspect_path, refuse, unreachable
-from holdtrue.records.manifest import NAME, Manifest, Ranking
+from holdtrue.records.manifest import NAME, Manifest, Ranking, Summary
 from holdtrue.records.metrics import manifest_metrics
 from holdtrue.storage.commit import STAGING, may_list, put_aside
 from holdtrue.storage.unranked import no_best
 
 _STEP = re.compile(r"step-([0-9]{9,})\Z")
-Ranked = tuple[int, Manifest]
+Ranked = tuple[int, Manifest | Summary]
 
 
 def step_name(step: int) -> str:
@@ -92,7 +93,7 @@ def _looks_ours(names: list[str]) -> bool:
     return "optimizer.safetensors" in names or any("-nonpersistent" in n for n in names)
 
 
-def metric(manifest: Manifest, name: str) -> float | None:
+def metric(manifest: Manifest | Summary, name: str) -> float | None:
     """A metric's value; None where it is absent, NaN or no number that can be ranked."""
     value = manifest_metrics(manifest).get(name)
     if isinstance(value, bool) or not isinstance(value, SupportsFloat):
@@ -110,6 +111,15 @@ def best_first(manifests: Iterable[Ranked], ranking: Ranking) -> list[int]:
     scored = [(metric(m, ranking.by), step) for step, m in manifests]
     order = sorted((sign * value, -step) for value, step in scored if value is not None)
     return [-step for _, step in order]
+
+
+def first_readable(order: Iterable[int], found: Mapping[int, Path]) -> int | None:
+    """The first step of which the whole manifest can be read; None where there is none."""
+    for step in order:
+        with contextlib.suppress(HoldtrueError):
+            read_manifest(found[step])
+            return step
+    return None
 
 
 def _within_run(run: Path, which: str) -> Path:
@@ -146,13 +156,14 @@ def _best(run: Path, found: dict[int, Path]) -> int:
     manifests: list[Ranked] = []
     for step, path in found.items():
         try:
-            manifests.append((step, read_manifest(path)))
+            manifests.append((step, read_summary(path)))
         except HoldtrueError:
             continue  # what cannot be read cannot be best; verify tells about it
     ranking = next((m.ranking for _, m in reversed(manifests) if m.ranking), None)
     order = best_first(manifests, ranking) if ranking else []
-    if order:
-        return order[0]
+    best = first_readable(order, found)
+    if best is not None:
+        return best
     raise fail(OpenError, f"{run}@best", no_best(run, manifests, ranking))
 
 

@@ -4,14 +4,17 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from holdtrue.findings import Finding
-from holdtrue.records.manifest import Manifest, Ranking
+from holdtrue.records.manifest import Manifest, Ranking, Summary
 from holdtrue.records.metrics import manifest_metrics
 
 _MOST = 8  # steps or names that are listed
 
 
 def no_best(
-    run: Path, manifests: Iterable[tuple[int, Manifest]], ranking: Ranking | None, command: str = ""
+    run: Path,
+    manifests: Iterable[tuple[int, Manifest | Summary]],
+    ranking: Ranking | None,
+    command: str = "",
 ) -> Finding:
     """The finding: no metric was named, none has it, or its values cannot be ranked."""
     metrics = {step: manifest_metrics(manifest) for step, manifest in manifests}
