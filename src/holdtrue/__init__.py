@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from holdtrue.runs.proving import prove_resume
     from holdtrue.runs.run import Run
     from holdtrue.saving import Saved, save
+    from holdtrue.sealing import seal
 
 __all__ = [
     "Checkpoint",
@@ -44,6 +45,7 @@ __all__ = [
     "prove_resume",
     "salvage",
     "save",
+    "seal",
     "verify",
 ]
 
@@ -73,6 +75,7 @@ _HOMES = {
     "Run": "runs.run",
     "Saved": "saving",
     "save": "saving",
+    "seal": "sealing",
 }
 
 

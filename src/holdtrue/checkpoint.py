@@ -9,8 +9,10 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from msgspec.structs import replace
 
-from holdtrue.engine.read import verify_storages
+from holdtrue.engine.sealing import check_seal
+from holdtrue.engine.signing import public_key
 from holdtrue.engine.telling import Tell
+from holdtrue.engine.verify import verify_files
 from holdtrue.errors import DamageError, HoldtrueError, fail, torch_missing
 from holdtrue.findings import Finding, Report, report
 from holdtrue.formats.checkpoint_directory import read_manifest, to_view
@@ -18,7 +20,6 @@ from holdtrue.formats.module_tree import has_packed, is_module, state_dict
 from holdtrue.formats.opening import read as read_any
 from holdtrue.formats.proven import Proven
 from holdtrue.formats.tree_map import map_tensors
-from holdtrue.formats.verifying import verify_view
 from holdtrue.formats.view import LazyTensor, View
 from holdtrue.records.environment import Environment
 from holdtrue.records.manifest import NAME, Manifest
@@ -294,7 +295,13 @@ def open(path: str | os.PathLike[str], *, trust: Iterable[type | str] = ()) -> C
     return Checkpoint(place, to_view(place, manifest), agreed, manifest, os.fspath(path))
 
 
-def verify(path: str | os.PathLike[str], *, model: Any = None, preprocess: Any = None) -> Report:
+def verify(
+    path: str | os.PathLike[str],
+    *,
+    model: Any = None,
+    preprocess: Any = None,
+    sealed_by: Any = None,
+) -> Report:
     """Read every byte of a checkpoint and compare it with what its format keeps. Needs no torch.
 
     holdtrue's own are checked in full; for other formats the report says, as not checked, what they
@@ -302,8 +309,11 @@ def verify(path: str | os.PathLike[str], *, model: Any = None, preprocess: Any =
 
     With a `model`, or a function that makes one, the saved probe is run as well: with a copy of the
     model that has been restored, and with `preprocess` where the probe goes through one.
+
+    With `sealed_by`, a public key or the path of its PEM file, a seal by its owner has to be there,
+    and to hold for every file. A seal that is there is compared with the files anyhow.
     """
-    found = _verify(path)
+    found = _verify(path, None if sealed_by is None else public_key(sealed_by))
     if model is None or not found.ok:
         return found
     from holdtrue.restore.probing import verify_probe
@@ -319,21 +329,16 @@ def verify(path: str | os.PathLike[str], *, model: Any = None, preprocess: Any =
     )
 
 
-def _verify(path: str | os.PathLike[str]) -> Report:
+def _verify(path: str | os.PathLike[str], key: Any) -> Report:
     place = locate(path)
     try:
-        if not is_ours(place):
-            return verify_view(read_any(str(place)))
-        manifest = read_manifest(place)
-        view = to_view(place, manifest)
+        whole = verify_files(place)
     except DamageError as error:
-        return error.report
-    storages = [p.storage for t in view.tensors.values() for p in t.pieces]
-    findings = verify_storages(storages)
-    listed = {NAME, *manifest.files}
-    strays = sorted(n for n in os.listdir(place) if n not in listed and n != "source")
-    findings += [_stray(place / name) for name in strays]
-    return report(str(place), findings)
+        whole = error.report
+    if key is None and not is_ours(place):
+        return whole
+    broken, unchecked = check_seal(place, key)
+    return report(whole.subject, [*whole.findings, *broken], [*whole.not_checked, *unchecked])
 
 
 def foreign_parts(view: View) -> dict[str, Any]:
@@ -376,13 +381,3 @@ def _detached(lazy: LazyTensor) -> LazyTensor:
     if lazy.layout == "uninitialized":
         return lazy
     return replace(lazy, parameter=False, requires_grad=False)
-
-
-def _stray(path: Path) -> Finding:
-    return Finding(
-        code="file-unlisted",
-        severity="note",
-        where=str(path),
-        what="this is not part of the checkpoint",
-        why="it was put here later; nothing of it can be verified",
-    )

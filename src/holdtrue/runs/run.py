@@ -17,6 +17,7 @@ from holdtrue.checkpoint import Checkpoint
 from holdtrue.checkpoint import open as open_checkpoint
 from holdtrue.doctor.amounts import counted
 from holdtrue.engine.linking import Earlier
+from holdtrue.engine.signing import signer
 from holdtrue.engine.staging import Staged, Staging, copy_in
 from holdtrue.engine.telling import Tell
 from holdtrue.errors import HoldtrueError, fail
@@ -54,7 +55,7 @@ class Run:
     `optimizer.step()` waits for it. With `preemption=True`, SIGTERM and SIGUSR1 let the step in
     progress end; then the state is saved and the process exits, see `stop_if_asked`. `progress` is
     told how far a save or a resume is: bytes done and bytes in all, from any thread;
-    `holdtrue.ProgressBar()` shows long ones.
+    `holdtrue.ProgressBar()` shows long ones. `seal` seals each checkpoint, as in `holdtrue.save`.
     """
 
     def __init__(
@@ -70,6 +71,7 @@ class Run:
         overlap: bool = False,
         preemption: bool = False,
         progress: Tell | None = None,
+        seal: Any = False,
         **parts: Any,
     ) -> None:
         if keep is not None and not isinstance(keep, Keep):
@@ -88,6 +90,7 @@ class Run:
         self.report: Report | None = None  # of the last resume
         self._shelf = Shelf(self.path)
         self.progress = progress
+        self._signer = signer(seal)
         self._staging = Staging()
         self._behind = Background()
         self._saves = threading.RLock()  # several threads may save into one run
@@ -163,6 +166,7 @@ class Run:
             probe=self.probe,
             gradients=self.gradients,
             began=began,
+            by=self._signer,
         )
         self._shelf.leave_behind()
         saving = Saving(step, target, prepared.nbytes)
