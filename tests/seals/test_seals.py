@@ -3,7 +3,6 @@ that is not by the owner of the key."""
 
 import base64
 import hashlib
-import importlib.util
 import json
 import os
 import shutil
@@ -540,18 +539,13 @@ def test_the_command_line(tmp_path: Path, keys: Any, others: Any, monkeypatch: A
 
 # -- the OpenSSF tool ------------------------------------------------------------------------------
 
-model_signing = pytest.mark.skipif(
-    importlib.util.find_spec("model_signing") is None,
-    reason="the package model-signing, to check seals with, is not installed",
-)
 
-
-@model_signing
 @pytest.mark.parametrize("curve", [ec.SECP256R1(), ec.SECP384R1(), ec.SECP521R1()])
 def test_model_signing_checks_ours_and_we_check_theirs(curve: Any, tmp_path: Path) -> None:
     """It signs with the NIST curves only; those are what both know."""
-    import model_signing
-
+    model_signing = pytest.importorskip(
+        "model_signing", reason="model-signing, to check seals with, is not installed"
+    )
     private, public = write_keys(tmp_path, "key", ec.generate_private_key(curve))
     path = holdtrue.save(tmp_path / "kept", seal=private, **parts()).path
     theirs = model_signing.verifying.Config().use_elliptic_key_verifier(public_key=public)

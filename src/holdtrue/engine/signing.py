@@ -56,8 +56,8 @@ def signer(given: Any) -> Signer | None:
         raw = _read(Path(given))
         try:
             key = serialization.load_pem_private_key(raw, None)
-        except Exception as error:  # cryptography raises many kinds, all of them mean this
-            why = "it is a public key" if b"PUBLIC KEY" in raw else _first_line(error)
+        except Exception:  # cryptography raises many kinds, and the words change with its versions
+            why = _why_not(raw, b"PRIVATE KEY")
             raise fail(HoldtrueError, where, _unusable(where, why, signs=True)) from None
     if not _known(key, private=True):
         why = f"{type(key).__name__} is not a private key that seals are signed with"
@@ -80,8 +80,8 @@ def public_key(given: Any) -> "PublicKey":
                 key = serialization.load_pem_private_key(raw, None)
             else:
                 key = serialization.load_pem_public_key(raw)
-        except Exception as error:
-            why = _first_line(error)
+        except Exception:
+            why = _why_not(raw, b"KEY")
             raise fail(HoldtrueError, where, _unusable(where, why, signs=False)) from None
     if _known(key, private=True):
         key = key.public_key()
@@ -154,8 +154,14 @@ def _read(path: Path) -> bytes:
         raise fail(HoldtrueError, str(path), _unusable(str(path), why, signs=False)) from None
 
 
-def _first_line(error: Exception) -> str:
-    return (str(error).split("\n")[0] or type(error).__name__)[:200]
+def _why_not(raw: bytes, wanted: bytes) -> str:
+    if b"ENCRYPTED" in raw:
+        return "it has a password"
+    if wanted in raw:
+        return "what it holds cannot be read as a key"
+    if b"PUBLIC KEY" in raw:
+        return "it is a public key; the private one signs"
+    return f"there is no {wanted.decode().lower()} in it, in the PEM form"
 
 
 def _require() -> None:
