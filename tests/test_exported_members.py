@@ -32,6 +32,7 @@ def test_public_names():
         "prove_resume",
         "salvage",
         "save",
+        "seal",
         "verify",
     ]
     for name in holdtrue.__all__:

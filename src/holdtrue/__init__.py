@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from holdtrue.runs.proving import prove_resume
     from holdtrue.runs.run import Run
     from holdtrue.saving import Saved, save
+    from holdtrue.sealing import seal
 
 __all__ = [
     "Checkpoint",
@@ -46,6 +47,7 @@ __all__ = [
     "prove_resume",
     "salvage",
     "save",
+    "seal",
     "verify",
 ]
 
@@ -75,6 +77,7 @@ _HOMES = {
     "Run": "runs.run",
     "Saved": "saving",
     "save": "saving",
+    "seal": "sealing",
 }
 
 

@@ -10,8 +10,10 @@ from typing import TYPE_CHECKING, Any, Literal
 from msgspec.structs import replace
 
 from holdtrue.collection import put_off
-from holdtrue.engine.read import verify_storages
-from holdtrue.engine.telling import Tell, telling
+from holdtrue.engine.sealing import check_seal
+from holdtrue.engine.signing import public_key
+from holdtrue.engine.telling import Tell
+from holdtrue.engine.verify import verify_files
 from holdtrue.errors import DamageError, HoldtrueError, fail, torch_missing
 from holdtrue.findings import Finding, Report, report
 from holdtrue.formats.checkpoint_directory import read_manifest, to_view
@@ -19,7 +21,6 @@ from holdtrue.formats.module_tree import has_packed, is_module, state_dict
 from holdtrue.formats.opening import read as read_any
 from holdtrue.formats.proven import Proven
 from holdtrue.formats.tree_map import map_tensors
-from holdtrue.formats.verifying import verify_view
 from holdtrue.formats.view import LazyTensor, View
 from holdtrue.records.environment import Environment
 from holdtrue.records.manifest import NAME, Manifest
@@ -309,6 +310,7 @@ def verify(
     model: Any = None,
     preprocess: Any = None,
     progress: Tell | None = None,
+    sealed_by: Any = None,
 ) -> Report:
     """Read every byte of a checkpoint and compare it with what its format keeps. Needs no torch.
 
@@ -318,8 +320,11 @@ def verify(
     With a `model`, or a function that makes one, the saved probe is run as well: with a copy of the
     model that has been restored, and with `preprocess` where the probe goes through one.
     `progress` is told bytes done and bytes in all, from any thread.
+
+    With `sealed_by`, a public key or the path of its PEM file, a seal by its owner has to be there,
+    and to hold for every file. A seal that is there is compared with the files anyhow.
     """
-    found = _verify(path, progress)
+    found = _verify(path, None if sealed_by is None else public_key(sealed_by), progress)
     if model is None or not found.ok:
         return found
     from holdtrue.restore.probing import verify_probe
@@ -335,29 +340,16 @@ def verify(
     )
 
 
-def _verify(path: str | os.PathLike[str], progress: Tell | None) -> Report:
+def _verify(path: str | os.PathLike[str], key: Any, progress: Tell | None) -> Report:
     place = locate(path)
     try:
-        if not is_ours(place):
-            view = read_any(str(place))
-            with telling(progress, _proved_bytes(view)) as told:
-                return verify_view(view, told)
-        manifest = read_manifest(place)
-        view = to_view(place, manifest)
+        whole = verify_files(place, progress)
     except DamageError as error:
-        return error.report
-    storages = [p.storage for t in view.tensors.values() for p in t.pieces]
-    with telling(progress, _proved_bytes(view)) as told:
-        findings = verify_storages(storages, told)
-    listed = {NAME, *manifest.files}
-    strays = sorted(n for n in os.listdir(place) if n not in listed and n != "source")
-    findings += [_stray(place / name) for name in strays]
-    return report(str(place), findings)
-
-
-def _proved_bytes(view: View) -> int:
-    storages = [p.storage for t in view.tensors.values() for p in t.pieces]
-    return sum(nbytes for _, _, nbytes in {(s.file, s.offset, s.nbytes) for s in storages})
+        whole = error.report
+    if key is None and not is_ours(place):
+        return whole
+    broken, unchecked = check_seal(place, key)
+    return report(whole.subject, [*whole.findings, *broken], [*whole.not_checked, *unchecked])
 
 
 def foreign_parts(view: View) -> dict[str, Any]:
@@ -400,13 +392,3 @@ def _detached(lazy: LazyTensor) -> LazyTensor:
     if lazy.layout == "uninitialized":
         return lazy
     return replace(lazy, parameter=False, requires_grad=False)
-
-
-def _stray(path: Path) -> Finding:
-    return Finding(
-        code="file-unlisted",
-        severity="note",
-        where=str(path),
-        what="this is not part of the checkpoint",
-        why="it was put here later; nothing of it can be verified",
-    )

@@ -20,6 +20,7 @@ class Limits(Struct, frozen=True, kw_only=True):
 
     # Budgets for input files. A file that asks for more is refused before the memory is taken.
     manifest_bytes: int = 512 * MIB
+    seal_bytes: int = 64 * MIB
     header_bytes: int = 100 * MIB  # what safetensors itself allows
     value_depth: int = 200  # nesting of plain values; far below Python's own recursion limit
     entries: int = 5_000_000  # nodes of one tree, records of one archive

@@ -22,6 +22,7 @@ from holdtrue.collection import put_off
 from holdtrue.engine.checkpoint import write_checkpoint
 from holdtrue.engine.layout import PlannedFile, lay_out
 from holdtrue.engine.linking import Earlier
+from holdtrue.engine.signing import Signer, signer
 from holdtrue.engine.telling import Tell, telling
 from holdtrue.engine.windows import Readable
 from holdtrue.errors import SaveError, fail
@@ -77,6 +78,7 @@ class Prepared(Struct, frozen=True, kw_only=True, eq=False):
     overwrite: bool = False
     aside: Path | None = None
     before: "Before | None" = None  # for the next save of the same parts, where it was asked for
+    by: Signer | None = None  # who seals it
 
     @property
     def nbytes(self) -> int:
@@ -92,6 +94,7 @@ def save(
     overwrite: bool = False,
     probe: Any = None,
     progress: Tell | None = None,
+    seal: Any = False,
     **parts: Any,
 ) -> Saved:
     """Keep `parts` as one checkpoint at `path`, durable when this returns.
@@ -101,13 +104,15 @@ def save(
 
     `probe` are inputs for the first module (or a `Probe`): what it answers is kept, so that a
     restore can tell whether the model still computes the same. `progress` is told bytes done and
-    bytes in all, from any thread; `holdtrue.ProgressBar()` shows them.
+    bytes in all, from any thread; `holdtrue.ProgressBar()` shows them. `seal` writes the SHA-256 of
+    every file beside them, see `holdtrue.seal`: True, a private key, or the path of its PEM file.
 
     Raises SaveError, before a byte is written, when a value cannot be kept or `path` exists (unless
     `overwrite`), and when the disk is full or refuses; what was there before is then unchanged.
     """
     number = None if step is None else whole_step(str(path), step)
-    prepared = prepare(Path(path), parts, number, metrics, overwrite=overwrite, probe=probe)
+    by = signer(seal)
+    prepared = prepare(Path(path), parts, number, metrics, overwrite=overwrite, probe=probe, by=by)
     return write(prepared, prepared.sources, progress=progress)
 
 
@@ -125,11 +130,12 @@ def prepare(
     began: float | None = None,
     before: Before | None = None,
     remember_it: bool = False,
+    by: Signer | None = None,
 ) -> Prepared:
     """Read the state of all parts and lay it out. What stands at `target` is replaced, or kept
-    under the name `aside`; `began` is when the save was asked for, by `time.perf_counter`.
-    `before` is what a save of the same parts remembered. Raises SaveError when something cannot be
-    kept."""
+    under the name `aside`; `began` is when the save was asked for, by `time.perf_counter`; `by`
+    seals it. `before` is what a save of the same parts remembered. Raises SaveError when something
+    cannot be kept."""
     began = time.perf_counter() if began is None else began
     if before is not None and before.limits != limits():
         before = None
@@ -173,6 +179,7 @@ def prepare(
         before=_remembered(before, parts, captured, laid_out)
         if remember_it and not gradients and not captured.findings
         else None,
+        by=by,
     )
 
 
@@ -229,6 +236,8 @@ def write(
                 waited=waited,
                 began=prepared.began,
                 progress=tell,
+                name=prepared.target.absolute().name,
+                by=prepared.by,
             )
             if confirm is not None:
                 confirm(str(prepared.target))
@@ -238,7 +247,7 @@ def write(
     return Saved(
         path=prepared.target,
         nbytes=done.nbytes,
-        files=len(prepared.files) + 1,
+        files=len(prepared.files) + 1 + (prepared.by is not None),
         seconds=seconds,
         stall=seconds if stall is None else stall,
         written=done.written,

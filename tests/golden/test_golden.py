@@ -3,6 +3,7 @@
 import base64
 import hashlib
 import json
+import shutil
 import struct
 import sys
 from pathlib import Path
@@ -86,6 +87,95 @@ def test_a_reader_made_from_the_documentation(version, figure):
         *(f"model/{n}" for n in names),
         *read_manifest(version / "training")["tensors"],
     }
+
+
+def sealed(body: dict) -> bytes:
+    raw = json.dumps(body, separators=(",", ":")).encode()[:-1]
+    return raw + b',"xxh3_128":"' + xxhash.xxh3_128_hexdigest(raw).encode() + b'"}\n'
+
+
+def rewritten(version: Path, to: Path, change) -> Path:
+    """A golden checkpoint with another manifest, which proves whole."""
+    shutil.copytree(version / "training", to)
+    body = json.loads((to / "manifest.json").read_bytes())
+    del body["xxh3_128"]
+    change(body)
+    (to / "manifest.json").write_bytes(sealed(body))
+    return to
+
+
+def records(body: dict) -> dict[str, dict]:
+    """The records of a manifest that may gain members within a version."""
+    chunks = {f"chunk of {k}": c for k, r in body["tensors"].items() for c in r.get("chunks", ())}
+    return {
+        "the manifest": body,
+        "the environment": body["environment"],
+        **{f"part {n}": p for n, p in body["parts"].items()},
+        **{f"tensor {n}": r for n, r in body["tensors"].items()},
+        **{f"file {n}": r for n, r in body["files"].items()},
+        **chunks,
+    }
+
+
+NEWS = [1, "text", None, {"$": "call", "v": "os.system"}, [[{}]], 1e300]
+
+
+@pytest.mark.parametrize("version", VERSIONS, ids=lambda p: p.name)
+def test_members_that_nobody_knows_do_no_harm(version, tmp_path, figure):
+    """A later holdtrue may write more into the same version: what is known is read as ever."""
+    expected = make.training()
+    holdtrue.open(version / "training").restore(**expected)
+    for index, news in enumerate(NEWS):
+
+        def add(body, news=news):
+            for record in records(body).values():
+                record["invented later"] = news
+            figure("manifest records with a member that nobody knows", len(records(body)))
+
+        path = rewritten(version, tmp_path / str(index), add)
+        assert holdtrue.verify(path).ok
+        parts = make.training()
+        for tensor in (*parts["model"].parameters(), *parts["model"].buffers()):
+            torch.nn.init.zeros_(tensor.data)
+        holdtrue.open(path).restore(**parts)
+        assert same(parts["model"].state_dict(), expected["model"].state_dict())
+        assert same(parts["optimizer"].state_dict(), expected["optimizer"].state_dict())
+
+
+@pytest.mark.parametrize("version", VERSIONS, ids=lambda p: p.name)
+@pytest.mark.parametrize("newer", [VERSION + 1, VERSION + 2, 99, 999_999_999])
+def test_a_newer_version_says_what_to_install(version, newer, tmp_path):
+    def change(body):
+        body["version"] = newer
+        body["parts"] = ["laid out in a way that nobody here knows"]
+
+    path = rewritten(version, tmp_path / "newer", change)
+    parts = make.training()
+    before = {k: v.clone() for k, v in parts["model"].state_dict().items()}
+    for act in (
+        lambda: holdtrue.open(path),
+        lambda: holdtrue.open(path).restore(**parts),
+        lambda: holdtrue.verify(path),
+        lambda: holdtrue.convert(path, tmp_path / "out", to="safetensors"),
+    ):
+        with pytest.raises(holdtrue.HoldtrueError) as caught:
+            act()
+        (finding,) = caught.value.report.errors
+        assert finding.code == "format-newer"
+        assert finding.fix == "pip install --upgrade holdtrue"
+        assert (finding.saved, finding.expected) == (str(newer), str(VERSION))
+    after = parts["model"].state_dict()
+    assert all(torch.equal(after[name], tensor) for name, tensor in before.items())
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_flipped_version_sends_nobody_to_upgrade(tmp_path):
+    path = Path(shutil.copytree(HERE / "v1" / "training", tmp_path / "kept"))
+    raw = (path / "manifest.json").read_bytes()
+    (path / "manifest.json").write_bytes(raw.replace(b'"version":1', b'"version":3', 1))
+    with pytest.raises(holdtrue.DamageError) as caught:
+        holdtrue.open(path)
+    assert [f.code for f in caught.value.report.errors] == ["manifest-damaged"]
 
 
 def read_manifest(folder: Path) -> dict:

@@ -22,6 +22,7 @@ _COMMANDS = {
     "log": "The checkpoints of a run, with their metrics.",
     "prune": "Remove the checkpoints of a run that no rule keeps.",
     "salvage": "What is whole of a damaged file, as a file that is whole.",
+    "seal": "The SHA-256 of every file of a checkpoint, signed.",
     "verify": "Read every byte and compare it with its digest.",
 }
 

@@ -13,11 +13,16 @@ if TYPE_CHECKING:
 @click.command(name="verify", short_help="Read every byte and compare it with its digest.")
 @click.argument("path")
 @click.option("--model", metavar="PKG.MOD:NAME", help="Makes the model: runs the saved probe too.")
+@click.option(
+    "--sealed-by", metavar="KEY", help="Public key, PEM: its owner has to have sealed it."
+)
 @click.option("--json", is_flag=True, help="The report as JSON.")
-def command(path: str, model: str | None, json: bool) -> None:
+def command(path: str, model: str | None, sealed_by: str | None, json: bool) -> None:
     """Read every byte of a checkpoint, or of every checkpoint of a run, and compare it.
 
-    With --model, import what makes the model, restore into it, and run the probe that was saved.
+    With --sealed-by, a seal (see `holdtrue seal`) has to be there, and every file has to be as it
+    was sealed. With --model, import what makes the model, restore into it, and run the probe that
+    was saved.
 
     Exit status 0: all is as it was written; 1: something is not; 2: it could not be read.
     """
@@ -35,7 +40,8 @@ def command(path: str, model: str | None, json: bool) -> None:
     worst = 0
     for place in places:
         try:
-            found = verify(place, model=factory, progress=ProgressBar("verifying", after=0.5))
+            bar = ProgressBar("verifying", after=0.5)
+            found = verify(place, model=factory, sealed_by=sealed_by, progress=bar)
             worst = max(worst, 0 if found.ok else 1)
         except HoldtrueError as error:
             found = error.report

@@ -10,9 +10,12 @@ from msgspec.structs import replace
 
 from holdtrue.engine.layout import PlannedFile
 from holdtrue.engine.linking import Earlier, link_unchanged
+from holdtrue.engine.sealing import sealed
+from holdtrue.engine.signing import Signer
 from holdtrue.engine.windows import Readable, Together
 from holdtrue.engine.write import Progress, write_files
 from holdtrue.records.manifest import NAME, SOURCE, Chunk, Cost, Manifest, encode_manifest
+from holdtrue.records.seal import NAME as SEAL
 from holdtrue.storage.commit import sync_directory, write_synced
 
 
@@ -40,12 +43,14 @@ def write_checkpoint(
     waited: bool = False,
     began: float = 0.0,
     progress: Progress | None = None,
+    name: str = "",
+    by: Signer | None = None,
 ) -> Written:
     """Write, or link, and fsync everything in an empty directory. Raises OSError.
 
     The manifest gets the files and chunks. `began` is what `time.perf_counter` gave when the save
     began; the cost then says how long it took until the data were durable, which is the stall too
-    where the caller `waited` for it.
+    where the caller `waited` for it. With `by` it is sealed, under the `name` that it will have.
     """
     if any(file.name.startswith(f"{SOURCE}/") for file in files):
         (directory / SOURCE).mkdir()
@@ -73,10 +78,13 @@ def write_checkpoint(
     )
     raw = encode_manifest(manifest)
     write_synced(directory / NAME, raw)
+    seal = b"" if by is None else sealed(directory, name, by)
+    if seal:
+        write_synced(directory / SEAL, seal)
     return Written(
         manifest=manifest,
-        nbytes=sum(file.nbytes for file in files) + len(raw),
-        written=written + len(raw),
+        nbytes=sum(file.nbytes for file in files) + len(raw) + len(seal),
+        written=written + len(raw) + len(seal),
         linked=tuple(linked.files),
         refused=linked.refused,
         buffered=done.refused,

@@ -18,6 +18,7 @@ from holdtrue.checkpoint import Checkpoint
 from holdtrue.checkpoint import open as open_checkpoint
 from holdtrue.doctor.amounts import counted
 from holdtrue.engine.linking import Earlier
+from holdtrue.engine.signing import signer
 from holdtrue.engine.staging import Places, Staging, copy_in
 from holdtrue.engine.telling import Tell
 from holdtrue.errors import HoldtrueError, fail
@@ -55,7 +56,7 @@ class Run:
     `optimizer.step()` waits for it. With `preemption=True`, SIGTERM and SIGUSR1 let the step in
     progress end; then the state is saved and the process exits, see `stop_if_asked`. `progress` is
     told how far a save or a resume is: bytes done and bytes in all, from any thread;
-    `holdtrue.ProgressBar()` shows long ones.
+    `holdtrue.ProgressBar()` shows long ones. `seal` seals each checkpoint, as in `holdtrue.save`.
     """
 
     def __init__(
@@ -71,6 +72,7 @@ class Run:
         overlap: bool = False,
         preemption: bool = False,
         progress: Tell | None = None,
+        seal: Any = False,
         **parts: Any,
     ) -> None:
         if keep is not None and not isinstance(keep, Keep):
@@ -89,6 +91,7 @@ class Run:
         self.report: Report | None = None  # of the last resume
         self._shelf = Shelf(self.path)
         self.progress = progress
+        self._signer = signer(seal)
         self._staging = Staging()
         self._before: Before | None = None  # what the last save found out, see `saving.prepare`
         self._behind = Background()
@@ -167,6 +170,7 @@ class Run:
             began=began,
             before=self._before,
             remember_it=True,
+            by=self._signer,
         )
         self._before = prepared.before
         self._shelf.leave_behind()

@@ -1,0 +1,286 @@
+"""What disks do to files that nobody touches: each way is found, by `verify` and by `restore`, the
+tensor is named, and the model that was to be restored into is as it was."""
+
+import json
+import os
+import random
+import shutil
+import struct
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import xxhash
+from snapshots import everything, first_difference
+from torch import nn
+
+import holdtrue
+
+PAGE = 4096
+MIB = 1 << 20
+
+
+def small(seed: int) -> dict[str, Any]:
+    torch.manual_seed(seed)
+    model = nn.Sequential(nn.Linear(2, 1), nn.BatchNorm1d(1))
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
+    model(torch.randn(3, 2)).sum().backward()
+    optimizer.step()
+    return {"model": model, "optimizer": optimizer, "note": [seed]}
+
+
+def is_found(path: Path, targets: dict[str, Any]) -> bool:
+    """Whether verify says so, and restore refuses."""
+    try:
+        told = not holdtrue.verify(path).ok
+    except holdtrue.HoldtrueError:
+        told = True
+    try:
+        holdtrue.open(path).restore(**targets)
+    except holdtrue.HoldtrueError:
+        return told
+    return False
+
+
+@pytest.mark.parametrize("every", [61, pytest.param(1, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("way", ["dropped", "dropped, the length kept", "doubled"])
+def test_each_byte_of_every_file(way: str, every: int, tmp_path: Path, figure: Any) -> None:
+    path = holdtrue.save(tmp_path / "kept", step=1, metrics={"loss": 0.5}, **small(1)).path
+    targets = small(2)
+    before = everything(**targets)
+    tried = 0
+    for name in sorted(os.listdir(path)):
+        data = (path / name).read_bytes()
+        for i in range(0, len(data), every):
+            again = data[i : i + 1] * 2 if way == "doubled" else b""
+            changed = data[:i] + again + data[i + 1 :]
+            if way == "dropped, the length kept":
+                changed += b"\0"
+            if changed == data:  # the last one was a zero
+                continue
+            (path / name).write_bytes(changed)
+            assert is_found(path, targets), (name, i)
+            tried += 1
+        (path / name).write_bytes(data)
+    assert tried > 5000 // every
+    assert first_difference(before, everything(**targets)) == ""
+    assert holdtrue.verify(path).findings == ()
+    figure(f"bytes of small checkpoints {way}, each found", tried)
+
+
+# -- large ones ------------------------------------------------------------------------------------
+
+
+class Large(nn.Module):
+    """Tensors of a few bytes and of many megabytes, in two files; `mib` in all."""
+
+    def __init__(self, mib: int, seed: int) -> None:
+        super().__init__()
+        torch.manual_seed(seed)
+        each = mib * MIB // 4 // 8
+        for i in range(6):
+            self.register_parameter(f"weight{i}", nn.Parameter(torch.randn(each)))
+            self.register_parameter(f"bias{i}", nn.Parameter(torch.randn(5)))
+        self.register_buffer("cache", torch.randn(2 * each), persistent=False)
+
+
+class Span:
+    """Where a tensor's bytes lie in its file."""
+
+    def __init__(self, name: str, begin: int, end: int) -> None:
+        self.name, self.begin, self.end = name, begin, end
+
+
+def spans(file: Path) -> list[Span]:
+    """Read by hand from the safetensors header."""
+    with file.open("rb") as opened:
+        (length,) = struct.unpack("<Q", opened.read(8))
+        header = json.loads(opened.read(length))
+    header.pop("__metadata__", None)
+    start = 8 + length
+    return [Span(n, *(start + o for o in e["data_offsets"])) for n, e in header.items()]
+
+
+Damage = list[tuple[int, bytes]]  # what is written where
+
+
+def damages(file: Path, chance: random.Random, rounds: int) -> Iterator[tuple[str, Damage]]:
+    """Ways in which a file of the same length is not the one that was written."""
+    size = file.stat().st_size
+    with file.open("rb") as opened:
+
+        def at(offset: int, count: int) -> bytes:
+            opened.seek(offset)
+            return opened.read(count)
+
+        for _ in range(rounds):
+            place = chance.randrange(size)
+            yield "a flipped bit", [(place, bytes([at(place, 1)[0] ^ 1 << chance.randrange(8)]))]
+            several = sorted({chance.randrange(size) for _ in range(20)})
+            yield "twenty flipped bytes", [(i, bytes([at(i, 1)[0] ^ 0xFF])) for i in several]
+            page = chance.randrange(size // PAGE) * PAGE
+            yield "a zeroed page", [(page, bytes(PAGE))]
+            start = chance.randrange(size - 2 * MIB)
+            yield "a zeroed megabyte", [(start, bytes(MIB))]
+            one, other = (i * PAGE for i in chance.sample(range(size // PAGE), 2))
+            yield "two pages exchanged", [(one, at(other, PAGE)), (other, at(one, PAGE))]
+            yield "a page written to another place", [(other, at(one, PAGE))]
+            one, other = (i * MIB for i in chance.sample(range(size // MIB), 2))
+            yield "two megabytes exchanged", [(one, at(other, MIB)), (other, at(one, MIB))]
+            yield "bytes moved by one", [(start, at(start + 1, PAGE))]
+            place = chance.randrange(size - 8)
+            yield "two bytes exchanged", [(place, at(place, 8)[::-1])]
+        same = [s for s in spans(file) if s.end - s.begin > MIB]
+        for a, b in zip(same, same[1:], strict=False):
+            if a.end - a.begin == b.end - b.begin:
+                count = a.end - a.begin
+                swap = [(a.begin, at(b.begin, count)), (b.begin, at(a.begin, count))]
+                yield "two tensors of one shape exchanged", swap
+
+
+def write(file: Path, damage: Damage) -> Damage:
+    """Do it; what undoes it."""
+    undo: Damage = []
+    fd = os.open(file, os.O_RDWR)
+    for offset, data in damage:
+        undo.insert(0, (offset, os.pread(fd, len(data), offset)))
+        os.pwrite(fd, data, offset)
+    os.close(fd)
+    return undo
+
+
+def hit(file: Path, undo: Damage) -> tuple[set[str], bool]:
+    """The tensors whose bytes changed, and whether the header did."""
+    names: set[str] = set()
+    header = False
+    with file.open("rb") as opened:
+        for offset, old in undo:
+            opened.seek(offset)
+            differs = np.frombuffer(opened.read(len(old)), np.uint8) != np.frombuffer(old, np.uint8)
+            for span in WHERE[file]:
+                first, last = max(0, span.begin - offset), max(0, span.end - offset)
+                if differs[first:last].any():
+                    names.add(span.name)
+            start = min(s.begin for s in WHERE[file]) - offset
+            header |= bool(differs[: max(0, start)].any())
+    return names, header
+
+
+WHERE: dict[Path, list[Span]] = {}
+
+
+def state_digest(model: nn.Module) -> list[tuple[str, int, int, str]]:
+    """Address, version and bytes of everything."""
+    tensors = [*model.named_parameters(), *model.named_buffers()]
+    return [
+        (n, t.data_ptr(), t._version, xxhash.xxh3_128_hexdigest(t.detach().numpy()))
+        for n, t in tensors
+    ]
+
+
+def named(report: holdtrue.Report) -> set[str]:
+    """The tensors that the findings name."""
+    assert {f.code for f in report.errors} == {"digest-mismatch"}
+    return {f.where.rpartition("/")[2] for f in report.errors}
+
+
+@pytest.mark.parametrize(
+    ("mib", "rounds"),
+    [
+        pytest.param(16, 2, id="16 MiB"),
+        pytest.param(64, 12, marks=pytest.mark.slow, id="64 MiB"),
+        pytest.param(256, 8, marks=pytest.mark.slow, id="256 MiB"),
+    ],
+)
+def test_large_files_rot(mib: int, rounds: int, tmp_path: Path, figure: Any) -> None:
+    path = holdtrue.save(tmp_path / "kept", model=Large(mib, 1)).path
+    target = Large(mib, 2)
+    before = state_digest(target)
+    chance = random.Random(mib)
+    files = sorted(path.glob("*.safetensors"))
+    assert len(files) == 2
+    tried = 0
+    for file in files:
+        WHERE[file] = spans(file)
+        for way, damage in damages(file, chance, rounds):
+            undo = write(file, damage)
+            names, header = hit(file, undo)
+            if not names and not header:
+                continue  # the same bytes stood there: nothing was damaged
+            report = holdtrue.verify(path)
+            with pytest.raises(holdtrue.DamageError) as caught:
+                holdtrue.open(path).restore(model=target)
+            if header:
+                expected = {"digest-mismatch"}
+                assert {f.code for f in report.errors} == expected, way
+                assert all(file.name in f.where for f in report.errors)
+            else:
+                assert named(report) == names, (way, report)
+                assert named(caught.value.report) <= names, (way, caught.value.report)
+            write(file, undo)
+            tried += 1
+            figure(f"large files with {way}, each found")
+    a, b = files
+    for way in ("truncated", "longer", "exchanged", "removed", "of an older checkpoint"):
+        for file in files:
+            kept = tmp_path / "spare"
+            file.rename(kept)
+            if way == "truncated":
+                shutil.copy(kept, file)
+                os.truncate(file, chance.randrange(kept.stat().st_size))
+            elif way == "longer":
+                shutil.copy(kept, file)
+                with file.open("ab") as opened:
+                    opened.write(bytes(PAGE))
+            elif way == "exchanged":
+                shutil.copy(b if file == a else a, file)
+            elif way == "of an older checkpoint":
+                other = holdtrue.save(tmp_path / "older", model=Large(mib, 3)).path
+                (other / file.name).rename(file)
+                shutil.rmtree(other)
+            report = holdtrue.verify(path)
+            assert not report.ok, way
+            assert any(file.name in f.where for f in report.errors), (way, report)
+            with pytest.raises(holdtrue.DamageError):
+                holdtrue.open(path).restore(model=target)
+            file.unlink(missing_ok=True)
+            kept.rename(file)
+            figure(f"large files {way}, each found")
+    assert state_digest(target) == before
+    assert tried >= rounds * 10
+    assert holdtrue.verify(path).findings == ()
+    holdtrue.open(path).restore(model=target)
+    assert torch.equal(target.weight5, Large(mib, 1).weight5)
+
+
+# -- runs ------------------------------------------------------------------------------------------
+
+
+def test_resume_takes_the_next_older_good_one_and_restore_does_not(tmp_path: Path) -> None:
+    """`open(run)` is one checkpoint, the latest: a restore from it never goes back by itself.
+    `Run.resume` does; or the steps are tried one after the other by name."""
+    kept = small(1)
+    with holdtrue.Run(tmp_path / "run", **kept) as run:
+        for step in (1, 2, 3):
+            kept["note"][0] = step
+            nn.init.constant_(kept["model"][0].weight, step)
+            run.save(step, wait=True)
+    for step in (2, 3):
+        file = tmp_path / "run" / f"step-00000000{step}" / "model.safetensors"
+        write(file, [(spans(file)[0].begin, b"\xaa")])
+    targets = small(2)
+    before = everything(**targets)
+    for which in ("run", "run@3", "run@2"):
+        with pytest.raises(holdtrue.DamageError) as caught:
+            holdtrue.open(tmp_path / which).restore(**targets)
+        assert [f.code for f in caught.value.report.errors] == ["digest-mismatch"]
+    assert first_difference(before, everything(**targets)) == ""
+    with holdtrue.Run(tmp_path / "run", **targets) as run:
+        assert run.resume() == 1
+        assert run.report is not None
+        passed = [f for f in run.report.findings if f.code == "checkpoint-passed-over"]
+    assert {Path(f.where).name for f in passed} == {"step-000000002", "step-000000003"}
+    assert targets["model"][0].weight.unique().tolist() == [1.0]
