@@ -17,6 +17,7 @@ from holdtrue.formats.checkpoint_directory import read_manifest, to_view
 from holdtrue.formats.module_tree import has_packed, is_module, state_dict
 from holdtrue.formats.opening import read as read_any
 from holdtrue.formats.proven import Proven
+from holdtrue.formats.source import reading
 from holdtrue.formats.tree_map import map_tensors
 from holdtrue.formats.verifying import verify_view
 from holdtrue.formats.view import LazyTensor, View
@@ -284,14 +285,15 @@ def open(path: str | os.PathLike[str], *, trust: Iterable[type | str] = ()) -> C
     verified when asked for. `trust` names classes whose objects may be built from holdtrue's own
     checkpoints. Raises OpenError or DamageError.
     """
-    place = locate(path)
     agreed = _joined(Trust(), trust)
-    if place.name == NAME:
-        place = place.parent
-    if not is_ours(place):
-        return Checkpoint(place, read_any(str(place)), agreed, None, os.fspath(path))
-    manifest = read_manifest(place)
-    return Checkpoint(place, to_view(place, manifest), agreed, manifest, os.fspath(path))
+    with reading(os.fspath(path)):
+        place = locate(path)
+        if place.name == NAME:
+            place = place.parent
+        if not is_ours(place):
+            return Checkpoint(place, read_any(str(place)), agreed, None, os.fspath(path))
+        manifest = read_manifest(place)
+        return Checkpoint(place, to_view(place, manifest), agreed, manifest, os.fspath(path))
 
 
 def verify(path: str | os.PathLike[str], *, model: Any = None, preprocess: Any = None) -> Report:
@@ -303,7 +305,8 @@ def verify(path: str | os.PathLike[str], *, model: Any = None, preprocess: Any =
     With a `model`, or a function that makes one, the saved probe is run as well: with a copy of the
     model that has been restored, and with `preprocess` where the probe goes through one.
     """
-    found = _verify(path)
+    with reading(os.fspath(path)):
+        found = _verify(path)
     if model is None or not found.ok:
         return found
     from holdtrue.restore.probing import verify_probe

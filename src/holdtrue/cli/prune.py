@@ -8,6 +8,7 @@ import click
 from holdtrue.cli.render import counted, show_json, size, stdout
 from holdtrue.errors import HoldtrueError
 from holdtrue.formats.checkpoint_directory import read_manifest
+from holdtrue.formats.source import reading
 from holdtrue.records.manifest import Manifest
 from holdtrue.runs.keep import Keep, parse_keep
 from holdtrue.runs.pruning import doomed, remove_steps, verifies
@@ -45,7 +46,8 @@ def command(run: str, rules: str, dry_run: bool, json: bool) -> None:
         except OSError as error:
             raise not_written(place, error, 0) from None
         try:
-            found, going = _plan(keep, place)
+            with reading(str(place)):
+                found, going = _plan(keep, place)
             gone = remove_steps(keep, going, found)
         finally:
             give_back(place)
