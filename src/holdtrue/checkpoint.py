@@ -20,6 +20,7 @@ from holdtrue.formats.checkpoint_directory import read_manifest, to_view
 from holdtrue.formats.module_tree import has_packed, is_module, state_dict
 from holdtrue.formats.opening import read as read_any
 from holdtrue.formats.proven import Proven
+from holdtrue.formats.source import reading
 from holdtrue.formats.tree_map import map_tensors
 from holdtrue.formats.view import LazyTensor, View
 from holdtrue.records.environment import Environment
@@ -292,16 +293,15 @@ def open(path: str | os.PathLike[str], *, trust: Iterable[type | str] = ()) -> C
     verified when asked for. `trust` names classes whose objects may be built from holdtrue's own
     checkpoints. Raises OpenError or DamageError.
     """
-    place = locate(path)
     agreed = _joined(Trust(), trust)
-    if place.name == NAME:
-        place = place.parent
-    if not is_ours(place):
-        return Checkpoint(place, read_any(str(place)), agreed, None, os.fspath(path))
-    with put_off():
+    with reading(os.fspath(path)), put_off():
+        place = locate(path)
+        if place.name == NAME:
+            place = place.parent
+        if not is_ours(place):
+            return Checkpoint(place, read_any(str(place)), agreed, None, os.fspath(path))
         manifest = read_manifest(place)
-        view = to_view(place, manifest)
-    return Checkpoint(place, view, agreed, manifest, os.fspath(path))
+        return Checkpoint(place, to_view(place, manifest), agreed, manifest, os.fspath(path))
 
 
 def verify(
@@ -324,7 +324,9 @@ def verify(
     With `sealed_by`, a public key or the path of its PEM file, a seal by its owner has to be there,
     and to hold for every file. A seal that is there is compared with the files anyhow.
     """
-    found = _verify(path, None if sealed_by is None else public_key(sealed_by), progress)
+    key = None if sealed_by is None else public_key(sealed_by)
+    with reading(os.fspath(path)):
+        found = _verify(path, key, progress)
     if model is None or not found.ok:
         return found
     from holdtrue.restore.probing import verify_probe

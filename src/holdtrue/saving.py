@@ -343,7 +343,7 @@ def _may_be_replaced(target: Path) -> bool:
         if target.is_symlink() or not target.is_dir():
             return False
         return (target / NAME).exists() or not any(target.iterdir())
-    except PermissionError:
+    except OSError:
         return True  # then publishing is refused too, with the reason
 
 

@@ -24,6 +24,7 @@ def command(run: str, rules: str, dry_run: bool, json: bool) -> None:
     that a training saves into right now is refused; it prunes by itself.
     """
     from holdtrue.cli.render import counted, show_json, size, stdout
+    from holdtrue.formats.source import reading
     from holdtrue.runs.keep import parse_keep
     from holdtrue.runs.pruning import remove_steps
     from holdtrue.runs.writing import give_back, take
@@ -47,7 +48,8 @@ def command(run: str, rules: str, dry_run: bool, json: bool) -> None:
         except OSError as error:
             raise not_written(place, error, 0) from None
         try:
-            found, going = _plan(keep, place)
+            with reading(str(place)):
+                found, going = _plan(keep, place)
             gone = remove_steps(keep, going, found)
         finally:
             give_back(place)

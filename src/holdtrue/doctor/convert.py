@@ -13,6 +13,7 @@ from holdtrue.doctor.leftovers import left_files, left_values, tensors_findings,
 from holdtrue.doctor.state_dicts import choose, state_dicts
 from holdtrue.findings import Finding, Report, report
 from holdtrue.formats.opening import read
+from holdtrue.formats.source import reading
 from holdtrue.formats.view import View
 from holdtrue.storage.failures import not_written
 from holdtrue.storage.locating import locate, steps
@@ -48,7 +49,9 @@ def convert(
     """
     place = destination(dst, to, part, overwrite, shard_bytes, progress)
     check_destination(Path(src), place)
-    return write_view(read_any(src), place)
+    with reading(str(src)):
+        view = read_any(src)
+        return write_view(view, place)
 
 
 def destination(

@@ -11,6 +11,7 @@ from holdtrue.doctor.destination import Progress, check_destination
 from holdtrue.findings import Finding, report
 from holdtrue.formats import salvaging
 from holdtrue.formats.salvaging import Lost, Salvaged
+from holdtrue.formats.source import reading
 from holdtrue.formats.view import View
 
 
@@ -33,9 +34,10 @@ def salvage(
     """
     place = destination(dst, to, part, overwrite, shard_bytes, progress)
     check_destination(Path(src), place)
-    found = salvaging.salvage(str(src))
-    view = _with_unnamed(found)
-    made = write_view(view, place)
+    with reading(str(src)):
+        found = salvaging.salvage(str(src))
+        view = _with_unnamed(found)
+        made = write_view(view, place)
     noticed = [f for f in made.report.findings if f not in found.view.findings]
     told = [*noticed, *map(_of_container, found.view.findings), *_lost(view.path, found.lost)]
     return replace(made, report=report(str(place.path), [*told, *_unnamed(found)]))

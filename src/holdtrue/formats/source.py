@@ -1,8 +1,10 @@
 """Getting at a file that someone else named: looked at before it is opened, errors as findings."""
 
+import contextlib
 import errno
 import os
 import stat
+from collections.abc import Iterator
 from difflib import get_close_matches
 from pathlib import Path
 from typing import BinaryIO
@@ -97,6 +99,21 @@ def is_plain_name(name: str) -> bool:
         and not any(c in "/\\:" or ord(c) < 32 for c in name)
         and len(name) < 256
     )
+
+
+@contextlib.contextmanager
+def reading(path: str) -> Iterator[None]:
+    """Where a path is read: what the system refuses in the block is a refusal of the path.
+
+    The calls between opening and reading, `stat` and `seek`, fail on a disk or share that is
+    failing. A pipe that broke is where the progress is told, and passes.
+    """
+    try:
+        yield
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        raise unreachable(path, error) from error
 
 
 def unreachable(path: str, error: OSError) -> OpenError:

@@ -50,6 +50,7 @@ class HoldtrueCallback(Checkpoint):
         every_n_epochs: int | None = 1,
         keep: Keep | None = None,
         busy: Literal["wait", "skip"] = "wait",
+        on_error: Literal["raise", "warn"] = "raise",
         allow: Iterable[str] = (),
     ) -> None:
         for name, every in (("every_n_steps", every_n_steps), ("every_n_epochs", every_n_epochs)):
@@ -58,6 +59,7 @@ class HoldtrueCallback(Checkpoint):
         if every_n_steps is None and every_n_epochs is None:
             raise ValueError("nothing would be saved: give every_n_steps or every_n_epochs")
         self.path, self.keep, self.busy, self.allow = path, keep, busy, tuple(allow)
+        self.on_error = on_error
         self.every_n_steps, self.every_n_epochs = every_n_steps, every_n_epochs
         self.run: Run | None = None
         self._training: dict[str, Any] = {}  # the part of this name
@@ -85,6 +87,7 @@ class HoldtrueCallback(Checkpoint):
             self.path,
             keep=self.keep,
             busy=self.busy,
+            on_error=self.on_error,
             model=pl_module,
             training=self._training,
             **_numbered("optimizer", trainer.optimizers),

@@ -49,12 +49,13 @@ class HoldtrueCallback(TrainerCallback):  # type: ignore[misc, unused-ignore]
         every: int = 500,
         keep: Keep | None = None,
         busy: Literal["wait", "skip"] = "wait",
+        on_error: Literal["raise", "warn"] = "raise",
         allow: Iterable[str] = (),
     ) -> None:
         if every < 1:
             raise ValueError(f"every={every!r}: give a whole number from 1")
         self.path, self.keep, self.busy, self.every = Path(path), keep, busy, every
-        self.allow = tuple(allow)
+        self.allow, self.on_error = tuple(allow), on_error
         self.run: Run | None = None
         self._state: dict[str, Any] = {}  # the part `trainer`
         self._metrics: dict[str, float] = {}  # of the last evaluation
@@ -85,7 +86,9 @@ class HoldtrueCallback(TrainerCallback):  # type: ignore[misc, unused-ignore]
             raise several_processes(
                 str(self.path), args.world_size, "train in one process, or save by the Trainer"
             )
-        self.run = Run(self.path, keep=self.keep, busy=self.busy, **self._parts(live))
+        self.run = Run(
+            self.path, keep=self.keep, busy=self.busy, on_error=self.on_error, **self._parts(live)
+        )
         self._random, self._due, self._last = None, False, state.global_step
         if self._point is None:
             if steps(self.path):

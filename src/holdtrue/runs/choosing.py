@@ -4,6 +4,7 @@ import logging
 import operator
 import os
 from collections.abc import Mapping
+from itertools import chain, count
 from pathlib import Path
 from typing import Any, Literal
 
@@ -70,8 +71,9 @@ def put_later_aside(run: Path, doomed: list[int], found: Mapping[int, Path]) -> 
 
 def free_name(target: Path, word: str) -> Path:
     """Beside the target: damaged-step-000000003, and -2, -3, … where that is taken."""
-    names = (f"{word}-{target.name}{n}" for n in ("", *(f"-{i}" for i in range(2, 10**6))))
-    return next(p for name in names if not os.path.lexists(p := target.parent / name))
+    name = f"{word}-{target.name}"
+    names = chain((name,), (f"{name}-{number}" for number in count(2)))
+    return next(p for n in names if not os.path.lexists(p := target.parent / n))
 
 
 def steps_given_up(run: Path, step: int, doomed: list[int]) -> Finding:

@@ -27,6 +27,11 @@ class Saving:
         return self._ended.is_set()
 
     @property
+    def error(self) -> BaseException | None:
+        """What it failed with; None where it did not, and before it has ended."""
+        return self._error
+
+    @property
     def seconds(self) -> float | None:
         """From the call until it was durable; None before."""
         return self._saved.seconds if self._saved else None

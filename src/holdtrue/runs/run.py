@@ -23,6 +23,7 @@ from holdtrue.engine.staging import Places, Staging, copy_in
 from holdtrue.engine.telling import Tell
 from holdtrue.errors import HoldtrueError, fail
 from holdtrue.findings import Finding, Report
+from holdtrue.formats.source import reading
 from holdtrue.records.manifest import Ranking
 from holdtrue.runs.background import Background
 from holdtrue.runs.choosing import (
@@ -37,9 +38,12 @@ from holdtrue.runs.preemption import Preemption
 from holdtrue.runs.resuming import restore_parts, resume_first_whole
 from holdtrue.runs.shelf import Shelf
 from holdtrue.saving import Before, Prepared, prepare, whole_step, write
+from holdtrue.storage.failures import not_written
 from holdtrue.storage.locating import best_first, first_readable, step_name, steps
 
 _log = logging.getLogger("holdtrue")
+# What can go wrong with a save that no line of the training is wrong for.
+_FAILURES = (HoldtrueError, OSError, MemoryError)
 
 
 class Run:
@@ -57,6 +61,9 @@ class Run:
     progress end; then the state is saved and the process exits, see `stop_if_asked`. `progress` is
     told how far a save or a resume is: bytes done and bytes in all, from any thread;
     `holdtrue.ProgressBar()` shows long ones. `seal` seals each checkpoint, as in `holdtrue.save`.
+    With `on_error="warn"` a save that fails is logged and said in its handle, `saving.error`, and
+    the training goes on; a step that is no whole number, and what is no failure of a save, a
+    TypeError, say, raises all the same.
     """
 
     def __init__(
@@ -73,6 +80,7 @@ class Run:
         preemption: bool = False,
         progress: Tell | None = None,
         seal: Any = False,
+        on_error: Literal["raise", "warn"] = "raise",
         **parts: Any,
     ) -> None:
         if keep is not None and not isinstance(keep, Keep):
@@ -81,12 +89,15 @@ class Run:
             raise ValueError(f'Run(busy={busy!r}): give "wait" or "skip"')
         if verify not in (None, "after"):
             raise ValueError(f'Run(verify={verify!r}): give "after", or None')
+        if on_error not in ("raise", "warn"):
+            raise ValueError(f'Run(on_error={on_error!r}): give "raise" or "warn"')
         self.path = Path(path).absolute()  # the same run wherever the process goes
         self.keep = keep or Keep()
         self.parts = parts
         self.probe = probe  # inputs for `save`, see there
         self.busy = busy
         self.verify = verify
+        self.on_error = on_error
         self.gradients = gradients  # kept as well, for a save between `backward` and `step`
         self.report: Report | None = None  # of the last resume
         self._shelf = Shelf(self.path)
@@ -149,7 +160,24 @@ class Run:
         # In an atexit handler nobody waits for a thread any more.
         exiting = not threading.main_thread().is_alive()
         with self._saves:
-            return self._save(step, target, metrics, wait or exiting)
+            return self._attempt(step, target, metrics, wait or exiting)
+
+    def _attempt(
+        self, step: int, target: Path, metrics: Mapping[str, Any] | None, wait: bool
+    ) -> Saving:
+        """`_save`; where failures are not to be raised, they are logged and in the handle."""
+        try:
+            return self._save(step, target, metrics, wait)
+        except _FAILURES as error:
+            given: BaseException = error
+            if isinstance(error, OSError):  # of what stands around the files that are written
+                given = not_written(target, error, 0)
+            if self.on_error == "raise":
+                raise given from (error if given is not error else error.__cause__)
+            _log.error("step %d was not saved: %s", step, given)
+            failed = Saving(step, target)
+            failed.end(None, given)
+            return failed
 
     def _save(
         self, step: int, target: Path, metrics: Mapping[str, Any] | None, wait: bool
@@ -227,10 +255,11 @@ class Run:
         step = whole_step(str(self.path), step)
         with self._saves:
             self.flush()
-            target = self.path / step_name(step)
+            target, kept = self.path / step_name(step), True
             if step in self._shelf.damaged or not os.path.lexists(target):
-                self._save(step, target, metrics, wait=True)
-        _log.warning("stopped by signal %d; step %d is saved", self._preemption.asked, step)
+                kept = self._attempt(step, target, metrics, wait=True).error is None
+        said = "saved" if kept else "not saved"
+        _log.warning("stopped by signal %d; step %d is %s", self._preemption.asked, step, said)
         code = self._preemption.exit_code
         self.close()
         raise SystemExit(code)
@@ -261,6 +290,16 @@ class Run:
         after that one to abandoned-step-…
         """
         self._behind.wait()
+        with reading(str(self.path)):
+            return self._resume(at, on_conflict, allow, verify)
+
+    def _resume(
+        self,
+        at: At,
+        on_conflict: Literal["file", "code"],
+        allow: str | Iterable[str],
+        verify: Literal["first", "while"],
+    ) -> int:
         manifests = self._shelf.summaries() if at == "best" else {}
         asked = candidates(self.path, at, steps(self.path), manifests, self.keep.ranking)
         codes = (allow,) if isinstance(allow, str) else tuple(allow)
@@ -333,9 +372,15 @@ class Run:
         return None if found is None else found[part]
 
     def flush(self) -> None:
-        """Returns when the last save is durable. Raises what it failed with, once."""
+        """Returns when the last save is durable. Raises what it failed with, once.
+
+        With `on_error="warn"` that was logged, and the handle has it."""
         self._behind.wait()
-        self._behind.raise_error()
+        try:
+            self._behind.raise_error()
+        except _FAILURES:
+            if self.on_error == "raise":
+                raise
 
     def close(self) -> None:
         """End the run: `flush`, and give back the memory for copies, hooks and signals."""

@@ -41,6 +41,7 @@ def publish(target: Path, *, replace: bool = False, aside: Path | None = None) -
         if aside is not None and os.path.lexists(target):
             _exchange(staged, target, aside)
         elif replace and os.path.lexists(target):
+            sync_directory(parent)  # the old one is about to be in the area: it must be found there
             old = parent / STAGING / f"{_stem(target.name)}.replaced.{uuid4().hex[:8]}"
             _exchange(staged, target, old)
             shutil.rmtree(old, ignore_errors=True)
@@ -248,6 +249,8 @@ def remove(target: Path) -> None:
 
     try:
         _within(area, take)
+        # Else, after a power cut, the name may be there still, and some of its files not.
+        sync_directory(target.parent)
         shutil.rmtree(doomed, ignore_errors=True)
     finally:
         _leave(area)

@@ -104,11 +104,15 @@ class Lock:
                 if error.errno in (errno.EWOULDBLOCK, errno.EACCES):
                     raise Held(before) from None
                 raise
-            # The one before may have removed the file between the two calls.
-            if not _is_at(fd, self.path):
-                os.close(fd)
-                continue
-            self.taken_from = _read(fd)
+            try:
+                # The one before may have removed the file between the two calls.
+                if not _is_at(fd, self.path):
+                    os.close(fd)
+                    continue
+                self.taken_from = _read(fd)
+            except OSError:
+                os.close(fd)  # else this process itself would keep the run from being taken
+                raise
             with contextlib.suppress(OSError):  # a full disk: held all the same, without a name
                 os.ftruncate(fd, 0)
                 os.write(fd, _encoded())

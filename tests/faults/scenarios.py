@@ -1,0 +1,366 @@
+"""What is interrupted: each prepares a directory, acts on it, and says what may be there then."""
+
+import logging
+import os
+import shutil
+import subprocess
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
+from io import StringIO
+from pathlib import Path
+from threading import Thread
+from typing import Any
+from unittest import mock
+
+import torch
+from msgspec import Struct
+from torch import nn
+
+import holdtrue
+from holdtrue import Keep, Run
+from holdtrue.cli import main
+from holdtrue.engine import checkpoint as engine_checkpoint
+from holdtrue.engine import threads
+from holdtrue.errors import HoldtrueError
+from holdtrue.limits import override
+from holdtrue.storage.commit import STAGING, put_aside
+from holdtrue.storage.locating import step_name, steps
+
+NEXT = 99  # the step that is saved after the interruption
+
+
+class Scenario(Struct, frozen=True, eq=False):
+    name: str
+    prepare: Callable[[Path], None]
+    act: Callable[[Path], dict[str, Any]]
+    check: Callable[[Path], None]
+
+
+class _NoThread(Thread):
+    """As where the process is about to exit: the caller's own thread does all the work."""
+
+    def start(self) -> None:
+        raise RuntimeError("can't start new thread")
+
+
+@contextmanager
+def small_and_in_order() -> Iterator[None]:
+    """Every kind of file in a few kilobytes, all by one thread: the calls come in one order."""
+    with (
+        override(chunk_bytes=4096, direct_bytes=4096, frozen_bytes=1024, threads=1, writes=1),
+        mock.patch.object(threads, "Thread", _NoThread),
+    ):
+        yield
+
+
+def parts(value: float) -> dict[str, Any]:
+    """A model with a frozen half, an optimizer with state, and a plain value: all by `value`."""
+    model = nn.ModuleDict({"frozen": nn.Linear(32, 40, bias=False), "trained": nn.Linear(16, 80)})
+    model["frozen"].requires_grad_(False)
+    model["frozen"].weight.fill_(0.5)
+    optimizer = torch.optim.SGD(model["trained"].parameters(), lr=0.1, momentum=0.9)
+    for parameter in model["trained"].parameters():
+        parameter.grad = torch.zeros_like(parameter)
+    optimizer.step()
+    optimizer.zero_grad()
+    set_value(model, optimizer, value)
+    return {"model": model, "optimizer": optimizer}
+
+
+def set_value(model: nn.Module, optimizer: torch.optim.Optimizer, value: float) -> None:
+    with torch.no_grad():
+        for parameter in model["trained"].parameters():
+            parameter.fill_(value)
+            optimizer.state[parameter]["momentum_buffer"].fill_(value)
+
+
+def save_to(run: Run, step: int, value: float | None = None, *, wait: bool = True) -> None:
+    set_value(run.parts["model"], run.parts["optimizer"], step if value is None else value)
+    run.save(step, {"loss": float(step)}, wait=wait)
+    run.flush()
+
+
+def attempt(act: Callable[[], object]) -> dict[str, Any]:
+    """What it raised, as findings. Another exception than ours passes: it ends the child."""
+    try:
+        act()
+    except HoldtrueError as error:
+        told = [[f.code, f.what, f.where, f.why, f.fix] for f in error.report.errors]
+        return {"error": type(error).__name__, "findings": told}
+    return {"error": None, "findings": []}
+
+
+def check_run(
+    run: Path, stays: dict[int, set[float]], new: dict[int, set[float]] | None = None
+) -> None:
+    """The steps of `stays` verify and are resumable, those of `new` are that or absent, nothing
+    else is there; then a resume and a save work, and nothing is left over."""
+    found = look_at(run, stays, new or {})
+    given = parts(-1)
+    resumed = Run(run, **given)
+    assert resumed.resume() == max(found, default=0)
+    assert value_of(given) in (found[max(found)] if found else {-1.0})
+    save_to(resumed, NEXT)
+    resumed.close()
+    found = look_at(run, {**found, NEXT: {float(NEXT)}}, {})
+    names = {name for name in os.listdir(run) if not name.startswith("abandoned-")}
+    assert names == {step_name(step) for step in found}, names
+
+
+def look_at(
+    run: Path, stays: dict[int, set[float]], new: dict[int, set[float]]
+) -> dict[int, set[float]]:
+    """What each listed step holds; every one verifies."""
+    found = {}
+    for step, path in steps(run).items():
+        verified = holdtrue.verify(path)
+        assert verified.ok, f"step {step}: {verified}"
+        trained = holdtrue.open(path)["model"]["trained.weight"]
+        assert trained.eq(trained[0, 0]).all()
+        found[step] = {float(trained[0, 0])}
+    allowed = {step: stays.get(step, set()) | new.get(step, set()) for step in {*stays, *new}}
+    assert set(stays) <= set(found) <= set(allowed), f"steps {sorted(found)}"
+    for step, values in found.items():
+        assert values <= allowed[step], f"step {step} holds {values}"
+    return found
+
+
+def value_of(given: dict[str, Any]) -> float:
+    return float(given["model"]["trained"].weight[0, 0].detach())
+
+
+def copied(start: Path, root: Path) -> None:
+    """A copy with the same hard links."""
+    subprocess.run(["cp", "-a", str(start), str(root)], check=True)
+
+
+# --- saves of a run
+
+
+def _nothing(root: Path) -> None:
+    root.mkdir()
+
+
+def _two_steps(root: Path) -> None:
+    root.mkdir()
+    with small_and_in_order(), Run(root / "run", **parts(0)) as run:
+        save_to(run, 1)
+        save_to(run, 2)
+
+
+def _saves(step: int, *, wait: bool = True, **settings: Any) -> Callable[[Path], dict[str, Any]]:
+    def act(root: Path) -> dict[str, Any]:
+        with small_and_in_order():
+            made: list[Run] = []
+
+            def first() -> None:
+                made.append(Run(root / "run", **settings, **parts(0)))
+                save_to(made[0], step, wait=wait)
+
+            told = attempt(first)
+            if told["error"]:  # the same training goes on, and saves when it can
+                run = made[0] if made else Run(root / "run", **settings, **parts(0))
+                target = root / "run" / step_name(step)
+                # What came after publishing: it is there, and another step has to be the next.
+                # Waited for: strace counts the calls of another thread from 1 again.
+                save_to(run, step + 1 if target.exists() else step, value=step)
+                made = [run]
+            made[0].close()
+            return told
+
+    return act
+
+
+def _resumes_back(root: Path) -> dict[str, Any]:
+    with small_and_in_order():
+
+        def first() -> None:
+            run = Run(root / "run", **parts(0))
+            assert run.resume(at=1) == 1
+            set_value(run.parts["model"], run.parts["optimizer"], 22)
+            run.save(2, wait=True)
+            run.close()
+
+        return attempt(first)
+
+
+def _die(*_: object) -> None:
+    os._exit(0)
+
+
+def _two_steps_and_a_killed_save(root: Path) -> None:
+    _two_steps(root)
+    pid = os.fork()
+    if pid == 0:
+        with small_and_in_order():
+            run = Run(root / "run", **parts(0))
+            with mock.patch.object(engine_checkpoint, "write_synced", _die):
+                save_to(run, 3)
+        os._exit(1)
+    assert os.waitpid(pid, 0)[1] == 0
+    assert os.listdir(root / "run" / STAGING)
+
+
+def _check_resumed_back(root: Path) -> None:
+    run = root / "run"
+    aside = run / f"abandoned-{step_name(2)}"
+    there = steps(run)
+    assert 2 in there or aside.exists() or 2 not in there
+    if aside.exists():
+        assert holdtrue.verify(aside).ok
+    else:  # the step of the training that was given up has not been touched
+        assert 2 in there
+    check_run(run, {1: {1.0}}, {2: {2.0, 22.0}})
+
+
+# --- one checkpoint, files and commands
+
+
+def _one_checkpoint(root: Path) -> None:
+    root.mkdir()
+    with small_and_in_order():
+        holdtrue.save(root / "kept", **parts(1))
+
+
+def _overwrites(root: Path) -> dict[str, Any]:
+    with small_and_in_order():
+        given = parts(2)
+        told = attempt(lambda: holdtrue.save(root / "kept", overwrite=True, **given))
+        if told["error"]:
+            holdtrue.save(root / "kept", overwrite=True, **given)
+        return told
+
+
+def _check_overwritten(root: Path) -> None:
+    place = root / "kept"
+    if not place.exists():  # between the two renames; `holdtrue.open` says where it is
+        (place,) = put_aside(place)
+    assert holdtrue.verify(place).ok
+    assert float(holdtrue.open(place)["model"]["trained.weight"][0, 0]) in (1, 2)
+    holdtrue.save(root / "kept", overwrite=True, **parts(3))
+    assert holdtrue.verify(root / "kept").ok
+
+
+def _torch_file(root: Path) -> None:
+    root.mkdir()
+    given = parts(1)
+    torch.save({k: v.clone() for k, v in given["model"].state_dict().items()}, root / "a.pt")
+
+
+def _cut_torch_file(root: Path) -> None:
+    _torch_file(root)
+    with (root / "a.pt").open("r+b") as file:
+        file.truncate(file.seek(0, os.SEEK_END) * 2 // 3)
+
+
+def _old_target(name: str, prepare: Callable[[Path], None]) -> Callable[[Path], None]:
+    def prepared(root: Path) -> None:
+        prepare(root)
+        called("convert", root / "old.pt", root / name, source=root)
+
+    return prepared
+
+
+def called(*words: object, source: Path | None = None) -> tuple[int, str]:
+    """The command in this process: its exit status and all it printed."""
+    if source is not None:
+        torch.save({"w": torch.ones(3)}, source / "old.pt")
+    said = StringIO()
+    said.fileno = lambda: os.open(os.devnull, os.O_WRONLY)  # type: ignore[method-assign]
+    with (
+        mock.patch("sys.argv", ["holdtrue", *map(str, words)]),
+        redirect_stdout(said),
+        redirect_stderr(said),
+    ):
+        try:
+            main()
+        except SystemExit as end:
+            return int(end.code or 0), said.getvalue()
+    raise AssertionError("a command exits")
+
+
+def _commands(*words: str, good: int = 0) -> Callable[[Path], dict[str, Any]]:
+    def act(root: Path) -> dict[str, Any]:
+        with small_and_in_order():
+            command = [str(root / word) if "." in word or word == "run" else word for word in words]
+            command = [w if not w.endswith("last=1") else "last=1" for w in command]
+            status, said = called(*command)
+            told = {"error": None if status == good else said, "findings": [], "status": status}
+            if status != good:
+                again, more = called(*command)
+                if "already-exists" not in more and "[already" not in more:
+                    assert again == good, more
+            return told
+
+    return act
+
+
+def _check_written(name: str, replaced: bool, *words: str, good: int = 0) -> Callable[[Path], None]:
+    def check(root: Path) -> None:
+        target = root / name
+        assert set(os.listdir(root)) <= {"a.pt", "old.pt", name, STAGING}
+        place = target
+        if not target.exists() and target.suffix in ("", ".dir") and replaced:
+            (place,) = put_aside(target)
+        if place.exists():
+            opened = holdtrue.open(place)
+            assert holdtrue.verify(place).ok or place.suffix
+            assert len(list(opened.tensors)) in (1, 2, 3)
+        else:
+            assert not replaced
+        again, said = called(*words[:1], root / "a.pt", target, "--overwrite", *words[1:])
+        assert again == good, said
+        assert len(list(holdtrue.open(target).tensors)) > 0
+
+    return check
+
+
+def _prune_start(root: Path) -> None:
+    root.mkdir()
+    with small_and_in_order(), Run(root / "run", **parts(0)) as run:
+        for step in (1, 2, 3):
+            save_to(run, step)
+
+
+SCENARIOS = [
+    Scenario("first save", _nothing, _saves(1),
+             lambda r: check_run(r / "run", {}, {1: {1}, 2: {1}})),
+    Scenario("later save with hard links", _two_steps, _saves(3),
+             lambda r: check_run(r / "run", {1: {1}, 2: {2}}, {3: {3}, 4: {3}})),
+    Scenario("save behind", _two_steps, _saves(3, wait=False),
+             lambda r: check_run(r / "run", {1: {1}, 2: {2}}, {3: {3}, 4: {3}})),
+    Scenario("save that prunes", _two_steps, _saves(3, keep=Keep(last=1)),
+             lambda r: _check_pruned(r)),
+    Scenario("resume that cleans up, and goes back", _two_steps_and_a_killed_save, _resumes_back,
+             _check_resumed_back),
+    Scenario("overwriting save", _one_checkpoint, _overwrites, _check_overwritten),
+    Scenario("convert to a directory", _torch_file,
+             _commands("convert", "a.pt", "b.dir", "--to", "holdtrue"),
+             _check_written("b.dir", False, "convert", "--to", "holdtrue")),
+    Scenario("convert over a file", _old_target("b.safetensors", _torch_file),
+             _commands("convert", "a.pt", "b.safetensors", "--overwrite"),
+             _check_written("b.safetensors", True, "convert")),
+    Scenario("salvage", _cut_torch_file, _commands("salvage", "a.pt", "b.pt", good=1),
+             _check_written("b.pt", False, "salvage", good=1)),
+    Scenario("prune", _prune_start, _commands("prune", "run", "--keep", "last=1"),
+             lambda r: check_run(r / "run", {3: {3}}, {1: {1}, 2: {2}})),
+]  # fmt: skip
+
+
+def _check_pruned(root: Path) -> None:
+    """The newest of those before is removed only once the new one is there."""
+    there = steps(root / "run")
+    assert 2 in there or 3 in there or 4 in there
+    stays = {2: {2.0}} if not {3, 4} & set(there) else {}
+    check_run(root / "run", stays, {1: {1}, 2: {2}, 3: {3}, 4: {3}})
+
+
+def warm(tmp: Path) -> None:
+    """Once through everything, so that no child imports."""
+    logging.getLogger("holdtrue").setLevel(logging.CRITICAL)
+    for number, scenario in enumerate(SCENARIOS):
+        root = tmp / f"warm-{number}"
+        scenario.prepare(root)
+        scenario.act(root)
+        scenario.check(root)
+        shutil.rmtree(root)
