@@ -1,4 +1,4 @@
-"""What a disk may hold after a power cut: recorded file operations, and all that may be lost of them.
+"""What a disk may hold after a power cut: file operations, and all that may be lost of them.
 
 In the manner of ALICE. An operation is certain once what it changed has been fsynced: the bytes
 and the size of a file by an fsync of the file, the names in a directory by one of the directory.
@@ -356,9 +356,9 @@ def write_out(disk: Disk, root: Path) -> None:
     write(ROOT, root)
 
 
-def without(found: Recorded, index: int) -> Recorded:
-    """As if the program had left out that fsync."""
-    return Recorded([op for i, op in enumerate(found.ops) if i != index], found.directories)
+def without(found: Recorded, left_out: set[int]) -> Recorded:
+    """As if the program had left out those fsyncs."""
+    return Recorded([op for i, op in enumerate(found.ops) if i not in left_out], found.directories)
 
 
 Check = Callable[[Path, list[Op]], None]  # raises AssertionError; the operations done by then

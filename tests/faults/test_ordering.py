@@ -1,4 +1,4 @@
-"""Every order in which a disk may lose what was not synced; and one fsync left out, each in turn."""
+"""Every order in which a disk may lose what was not synced; and each fsync left out in turn."""
 
 import random
 import re
@@ -8,13 +8,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-import holdtrue
 import pytest
-from holdtrue import Keep, Run
-from holdtrue.cli import main  # noqa: F401 - imported before children are forked
-from holdtrue.errors import HoldtrueError
-from holdtrue.storage.commit import put_aside
-from holdtrue.storage.locating import steps
 from msgspec import Struct
 from ordering import (
     Check,
@@ -29,6 +23,13 @@ from ordering import (
 )
 from scenarios import called, parts, save_to, small_and_in_order, value_of
 from tracing import CHANGING, needs_strace, of_calls, run_child
+
+import holdtrue
+from holdtrue import Keep, Run
+from holdtrue.cli import main  # noqa: F401 - imported before children are forked
+from holdtrue.errors import HoldtrueError
+from holdtrue.storage.commit import put_aside
+from holdtrue.storage.locating import steps
 
 _STEP = re.compile(r"step-0*(\d+)\Z")
 
@@ -56,6 +57,7 @@ def _goes_back(root: Path) -> None:
         save_to(run, 1)
         _mark(root, "step 1")
         save_to(run, 2)
+        _mark(root, "step 2")
         save_to(run, 3)
         _mark(root, "step 3")
         run.resume(at=1)
@@ -236,8 +238,12 @@ def test_no_fsync_may_be_left_out(
     """Each fsync that the program makes, left out in turn, loses something in some order."""
     found = history_of(history, tmp_path)
     syncs = [index for index, op in enumerate(found.ops) if op.kind == "sync"]
-    for index in syncs:
-        chance = random.Random(index)
-        _, wrong = tried(without(found, index), history.check, memory, 3, chance, index)
+    for index, after in zip(syncs, [*syncs[1:], -1], strict=True):
+        # A removal syncs the directory of the run once more, before the save has promised anything:
+        # either of the two would do for publishing, and none does not.
+        promised = any(op.kind == "mark" for op in found.ops[index:after])
+        twice = after > 0 and found.ops[after] == found.ops[index] and not promised
+        less = without(found, {index, after} if twice else {index})
+        _, wrong = tried(less, history.check, memory, 3, random.Random(index), index)
         assert wrong, f"nothing goes wrong without fsync {index} of {syncs}: {found.ops[index]}"
     figure("fsyncs left out, each found by the model", len(syncs))

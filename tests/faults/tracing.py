@@ -9,6 +9,7 @@ import contextlib
 import json
 import os
 import re
+import select
 import shutil
 import signal
 import subprocess
@@ -123,7 +124,7 @@ def _child(act: Act, root: Path, go: int, answers: int, output: Path) -> None:
         os.close(fd)
         sys.stdout = os.fdopen(1, "w", closefd=False)
         sys.stderr = os.fdopen(2, "w", closefd=False)
-        os.read(go, 1)
+        select.select([go], [], [])  # and no read: that would be the first one of those counted
         told = act(root)
         os.write(answers, json.dumps(told).encode())
         code = 0

@@ -28,8 +28,9 @@ class Background:
                 self._error = error
 
         # No daemon: those are killed when the main thread ends, half-way through a file.
-        self._thread = threading.Thread(target=copy_context().run, args=(run,), name=name)
-        self._thread.start()
+        thread = threading.Thread(target=copy_context().run, args=(run,), name=name)
+        thread.start()
+        self._thread = thread  # only now: another thread that waits may not join it before
 
     def wait(self) -> None:
         """Returns when nothing is in progress. What failed is for `raise_error`."""

@@ -47,7 +47,7 @@ def publish(target: Path, *, replace: bool = False, aside: Path | None = None) -
             shutil.rmtree(old, ignore_errors=True)
         else:
             staged.rename(target)
-        sync_directory(parent)
+            sync_directory(parent)
 
 
 @contextlib.contextmanager

@@ -84,7 +84,8 @@ class Lock:
         """In a forked child: the kernel's lock lasts while anyone has the file open, and it is to
         end with the process that took it."""
         if self._fd is not None:
-            os.close(self._fd)
+            with contextlib.suppress(OSError):  # it is closed all the same
+                os.close(self._fd)
             self._fd = None
 
     def _flock(self) -> int | None:
