@@ -97,7 +97,7 @@ def test_a_look_at_saves_alone_is_measured_and_shown(tmp_path, capsys):
     assert found.measured.failed == {}
     of = found.measured.values["20 x 10 KB"]
     assert {rounds.SAVE, rounds.DURABLE} <= set(of)
-    assert rounds.WARM not in of
+    assert all(name.startswith("raw") for name in of[rounds.WARM])  # only saves were asked for
     assert {"holdtrue", "torch.save"} <= set(of[rounds.DURABLE])
     assert results.read(tmp_path / "out" / results.NAME) == found
     assert "targets reached" in capsys.readouterr().out
