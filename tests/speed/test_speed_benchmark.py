@@ -31,6 +31,7 @@ def small(tmp_path_factory):
     return found, folder
 
 
+@pytest.mark.slow  # half a minute of saves, each synced
 def test_everyone_is_measured_in_every_round(small):
     measured = small[0].measured
     assert measured.failed == {}
@@ -45,6 +46,7 @@ def test_everyone_is_measured_in_every_round(small):
     )
 
 
+@pytest.mark.slow  # half a minute of saves, each synced
 def test_nothing_is_left_on_the_disk_but_the_results(small):
     assert [path.name for path in small[1].iterdir()] == ["out"]
     assert {path.name for path in (small[1] / "out").iterdir()} == {
@@ -54,6 +56,7 @@ def test_nothing_is_left_on_the_disk_but_the_results(small):
     }
 
 
+@pytest.mark.slow  # half a minute of saves, each synced
 def test_the_file_holds_what_was_measured(small):
     found, folder = small
     read = results.read(folder / "out" / results.NAME)
@@ -62,6 +65,7 @@ def test_the_file_holds_what_was_measured(small):
     assert read.versions["torch"] != "not installed"
 
 
+@pytest.mark.slow  # half a minute of saves, each synced
 def test_the_chart_is_well_formed_and_stays_within_itself(small):
     tree = ElementTree.fromstring((small[1] / "out" / "speed.svg").read_text())
     height, width = float(tree.attrib["height"]), float(tree.attrib["width"])
@@ -75,6 +79,7 @@ def test_the_chart_is_well_formed_and_stays_within_itself(small):
         assert 0 <= y <= y + tall <= height
 
 
+@pytest.mark.slow  # half a minute of saves, each synced
 def test_every_target_is_named_whether_it_was_measured_or_not(small):
     rows = table.target_table(targets.outcomes(small[0].measured)).rows
     assert [row[0] for row in rows] == [target.name for target in targets.TARGETS]
@@ -83,6 +88,19 @@ def test_every_target_is_named_whether_it_was_measured_or_not(small):
     assert any(row[3] != "–" for row in rows)
     text = (small[1] / "out" / "speed.md").read_text()
     assert all(target.name in text for target in targets.TARGETS)
+
+
+def test_a_look_at_saves_alone_is_measured_and_shown(tmp_path, capsys):
+    options = ["--no-peers", "--gentle", "--rounds", "1", "--sizes", "20x10KB", "--write"]
+    found = main(["save", *options, "--dir", str(tmp_path), "--results", str(tmp_path / "out")])
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+    assert found.measured.failed == {}
+    of = found.measured.values["20 x 10 KB"]
+    assert {rounds.SAVE, rounds.DURABLE} <= set(of)
+    assert all(name.startswith("raw") for name in of[rounds.WARM])  # only saves were asked for
+    assert {"holdtrue", "torch.save"} <= set(of[rounds.DURABLE])
+    assert results.read(tmp_path / "out" / results.NAME) == found
+    assert "targets reached" in capsys.readouterr().out
 
 
 def test_the_page_says_what_was_measured():
