@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn.modules.lazy import LazyModuleMixin
 
 from holdtrue.capture.attributes import Attributes
-from holdtrue.capture.definitions import class_definition, file_name
+from holdtrue.capture.definitions import class_definition, class_tree, file_name
 from holdtrue.capture.forward_code import Forward, forward_of, state_names
 from holdtrue.capture.installed import distribution_of, is_installed
 from holdtrue.capture.module import entries, has_getstate, names_of_own_state, walk
@@ -20,7 +20,6 @@ from holdtrue.capture.raw import dtype_name
 from holdtrue.capture.source_code import SourceCode
 from holdtrue.capture.source_files import source_files
 from holdtrue.records.architecture import Architecture, ClassRecord, Kind, TensorFacts
-from holdtrue.records.syntax_tree import tree_hash
 from holdtrue.records.trust import class_name
 
 _INTERNALS = frozenset(vars(nn.Module())) | {
@@ -269,7 +268,7 @@ class _Describing:
             if found is not None:
                 path = inspect.getfile(cls) if cls.__module__ != "__main__" else "main.py"
                 file, line = file_name(cls.__module__, path), found.line
-                tree = tree_hash(found.node, {})
+                tree = class_tree(found)
         if forward.base is not None:
             self._distribution(forward.base)
         own = state_names(cls)

@@ -67,6 +67,7 @@ def unchanged(before: CapturedBefore, parts: Mapping[str, Any]) -> dict[str, Aga
     """The parts that are as they were at the save before; those not in here are captured anew."""
     found: dict[str, Again] = {}
     places: dict[int, int] = {}
+    numbered = any(isinstance(value, torch.optim.Optimizer) for value in parts.values())
     all_modules = True
     for name, value in sorted(parts.items()):  # the order in which parameters get their names
         kept = before.parts.get(name)
@@ -80,7 +81,8 @@ def unchanged(before: CapturedBefore, parts: Mapping[str, Any]) -> dict[str, Aga
                 all_modules = False
                 continue
             found[name] = Again(kept.part, kept.records, _sources(kept, looked.tensors), described)
-            _number(places, looked.tensors)
+            if numbered:
+                _number(places, looked.tensors)
         elif isinstance(value, Tensor):
             _number(places, [value])
     for name, value in parts.items() if all_modules else ():

@@ -13,7 +13,7 @@ from typing import Any
 
 from msgspec import Struct
 
-from holdtrue.records.syntax_tree import parse_file
+from holdtrue.records.syntax_tree import parse_file, tree_hash
 
 
 class Definition(Struct, frozen=True):
@@ -53,7 +53,17 @@ def function_definition(code: types.CodeType, namespace: dict[str, Any]) -> Defi
     return _defined(nodes[0], file)
 
 
+_definitions: dict[int, Definition] = {}  # by the id of their node, which they hold
+
+
 def _defined(node: Any, file: SourceFile) -> Definition:
+    """Asked at each save, of files that are parsed once: made once for each node."""
+    if id(node) not in _definitions:
+        _definitions[id(node)] = _define(node, file)
+    return _definitions[id(node)]
+
+
+def _define(node: Any, file: SourceFile) -> Definition:
     first = min([node.lineno, *(d.lineno for d in getattr(node, "decorator_list", ()))])
     if isinstance(node, ast.Lambda):
         return Definition(node, first, ast.unparse(node), file.path)
@@ -78,6 +88,17 @@ def class_definition(cls: type) -> Definition | None:
         file = next((f for f in files if f and cls.__qualname__ in f.classes), None)
     node = file.classes.get(cls.__qualname__) if file else None
     return _defined(node, file) if node is not None and file is not None else None
+
+
+_trees: dict[int, tuple[Definition, str]] = {}  # by the id of their node, which is held
+
+
+def class_tree(definition: Definition) -> str:
+    """The hash of what is written there, made once for each definition."""
+    node = id(definition.node)
+    if node not in _trees:
+        _trees[node] = definition, tree_hash(definition.node, {})
+    return _trees[node][1]
 
 
 def source_file(path: str, namespace: dict[str, Any] | None = None) -> SourceFile | None:

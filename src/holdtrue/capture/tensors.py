@@ -19,7 +19,7 @@ from holdtrue.records.overlaps import Span, mark_overlaps
 from holdtrue.records.trust import class_name
 
 _QUANTIZED = frozenset({"quint8", "qint8", "qint32", "quint4x2", "quint2x4"})
-_PLAIN = {torch.Tensor, torch.nn.Parameter, torch.nn.Buffer}
+PLAIN = {torch.Tensor, torch.nn.Parameter, torch.nn.Buffer}
 # Whose elements are whole bytes, and nothing else: no scale, no neighbour in the same byte.
 _COMMON = {
     dtype: row
@@ -113,7 +113,7 @@ def add_tensor(
 def is_common(tensor: Tensor) -> bool:
     """True for an ordinary tensor: of no other class, strided, not nested, of a common dtype."""
     return (
-        type(tensor) in _PLAIN
+        type(tensor) in PLAIN
         and tensor.layout is torch.strided
         and tensor.dtype in _COMMON
         and not tensor.is_nested
@@ -161,7 +161,7 @@ def finish(into: TensorSet) -> None:
 
 
 def _memory(tensor: Tensor) -> tuple[Any, ...]:
-    plain = type(tensor) in _PLAIN and tensor.layout is torch.strided
+    plain = type(tensor) in PLAIN and tensor.layout is torch.strided
     if (
         plain
         and not (tensor.is_quantized or tensor.is_nested)
@@ -226,9 +226,9 @@ def _record(
             "this holdtrue does not know its layout in memory",
             "convert the tensor to another dtype before saving",
         )
-    if type(tensor) not in _PLAIN and hasattr(tensor, "__tensor_flatten__"):
+    if type(tensor) not in PLAIN and hasattr(tensor, "__tensor_flatten__"):
         return _record_wrapper(into, tensor, key, base, encode)
-    if type(tensor) not in _PLAIN:
+    if type(tensor) not in PLAIN:
         return _record_subclass(into, tensor, key, base, encode)
     if tensor.device.type == "meta":
         return (

@@ -3,6 +3,7 @@
 Kept from save to save: touching fresh memory costs ten times what copying into it does.
 """
 
+import os
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 
@@ -99,7 +100,9 @@ def copy_in(
                     in_threads(_call, cut)
             else:
                 jobs.append(partial(_copy_batch, batch, sources, place, together))
-    in_threads(_call, jobs)
+    # A copy keeps a processor busy: more threads than there are processors take turns, at the
+    # memory and at Python's lock.
+    in_threads(_call, jobs, most=min(limits().threads, os.cpu_count() or 1))
 
 
 def _call(job: Callable[[], None]) -> None:

@@ -101,9 +101,9 @@ def _write_window(job: _Job, in_flight: threading.Semaphore, progress: Progress 
 def batches(file: PlannedFile) -> Iterator[list[Placement]]:
     """Neighbouring small tensors, together about a chunk; large ones alone."""
     batch: list[Placement] = []
-    filled = 0
+    filled, most = 0, limits().chunk_bytes
     for placement in file.placements:
-        if batch and filled + placement.nbytes > limits().chunk_bytes:
+        if batch and filled + placement.nbytes > most:
             yield batch
             batch, filled = [], 0
         batch.append(placement)
