@@ -2,7 +2,8 @@
 
 import os
 from collections import OrderedDict
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -194,13 +195,8 @@ class Checkpoint:
         plan = planned.plan
         if self._manifest is None and any(f.severity == "error" for f in plan.findings):
             plan.findings = explained(request, planned)
-        try:
+        with self._unless_replaced():
             done = apply(plan, str(self.path), progress, while_reading=verify == "while")
-        except DamageError as error:
-            untouched = all(f.code != "target-unusable" for f in error.report.findings)
-            if untouched and self._was_replaced():
-                raise fail(DamageError, str(self.path), _replaced(self.path)) from error
-            raise
         return done if probe is False else self._probed(done, probe, targets)
 
     def _probed(self, done: Report, probe: Any, targets: Mapping[str, Any]) -> Report:
@@ -211,22 +207,32 @@ class Checkpoint:
         said = check_probe(self._manifest, self._fresh(), targets, probe)
         return report(done.subject, [*done.findings, *said.findings], said.not_checked)
 
+    @put_off()
     def build(
         self,
         part: str = "model",
         *,
         trust: Iterable[type | str] = (),
         allow: str | Iterable[str] = (),
+        mapped: bool = False,
     ) -> "torch.nn.Module":
         """A new module of the saved architecture with the saved state, on the CPU.
+
+        With `mapped` the tensors are private maps of the file, verified first: memory is taken for
+        what is written to, and the file never changes. Whoever cuts the file short while the module
+        lives ends the process (SIGBUS); replacing or removing the checkpoint does no harm.
 
         Only classes that are imported already and that `trust` names, by class or by package, are
         built; torch.nn's own need no word. Raises RestoreError where the checkpoint cannot tell how
         the module is built, or the classes are not trusted, not imported, or not the same any more.
         """
+        from holdtrue.restore.apply import apply
         from holdtrue.restore.foreign_modules import build_foreign
         from holdtrue.restore.fresh import Fresh
+        from holdtrue.restore.mapped import Maps
+        from holdtrue.restore.plan import Choice
         from holdtrue.restore.rebuilding import build_part
+        from holdtrue.restore.request import Request, plan_request
 
         if part not in self.parts:
             raise KeyError(f"{self.path} has no part {part!r}; it has {', '.join(self.parts)}")
@@ -234,10 +240,32 @@ class Checkpoint:
         if self._manifest is None:
             return build_foreign(part, foreign_parts(self._view)[part], agreed, str(self.path))
         fresh, record = Fresh(self._view.tensors, agreed), self._manifest.parts[part]
-        module = build_part(part, record, fresh, agreed, str(self.path))
-        target: dict[str, Any] = {part: module}
-        self.restore(allow=allow, trust=trust, rng=False, **target)
+        maps = Maps() if mapped else None
+        module = build_part(part, record, fresh, agreed, str(self.path), maps)
+        request = Request(
+            view=self._view,
+            manifest=self._manifest,
+            targets={part: module},
+            given=self._given,
+            choice=Choice(allow=frozenset(_several(allow))),
+            source={},
+            agreed=agreed,
+            rng=False,
+        )
+        with self._unless_replaced():
+            plan = plan_request(request).plan
+            apply(plan, str(self.path), new=True, mapped=maps.addresses if maps else ())
         return module
+
+    @contextmanager
+    def _unless_replaced(self) -> Iterator[None]:
+        try:
+            yield
+        except DamageError as error:
+            untouched = all(f.code != "target-unusable" for f in error.report.findings)
+            if untouched and self._was_replaced():
+                raise fail(DamageError, str(self.path), _replaced(self.path)) from error
+            raise
 
     def _was_replaced(self) -> bool:
         try:

@@ -30,7 +30,7 @@ _LOOKED_AT = 16
 _HOT = 1 * MIB  # is hashed while it is in the nearest cache of a processor
 Progress = Callable[[int], None]  # told how many more bytes have been read
 
-__all__ = ["Fill", "Into", "Wrong", "fill", "verify_storages"]
+__all__ = ["Fill", "Into", "Wrong", "damaged_storage", "fill", "verify_storages"]
 
 
 class Wrong(Struct, frozen=True, eq=False):
@@ -56,7 +56,7 @@ def verify_storages(
     others = [s for s in unique.values() if not s.digest or s.codec != "raw"]
     wrong = _read(digested, progress, past_cache=past_cache)
     more = in_threads(lambda storage: check_storage(storage, progress), others)
-    found = [_damaged(one) for one in wrong]
+    found = [damaged_storage(one) for one in wrong]
     distinct = {(f.code, f.where): f for f in found}
     return [*distinct.values(), *(f for f in more if f is not None)]
 
@@ -75,7 +75,8 @@ def fill(
     return _read(list(fills), progress, past_cache=past_cache)
 
 
-def _damaged(wrong: Wrong) -> Finding:
+def damaged_storage(wrong: Wrong) -> Finding:
+    """What is said of it."""
     if wrong.error is None:
         return digest_mismatch(wrong.storage)
     return unreadable(Path(wrong.storage.file), wrong.error).report.findings[0]

@@ -3,14 +3,14 @@
 import contextlib
 import signal
 import threading
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from types import FrameType
 
 import torch
 
 from holdtrue.capture.raw import dtype_named, raw_view
 from holdtrue.engine.page_cache import fits_page_cache
-from holdtrue.engine.read import Fill, Into, Wrong, fill, verify_storages
+from holdtrue.engine.read import Fill, Into, Wrong, damaged_storage, fill, verify_storages
 from holdtrue.engine.telling import Tell, telling
 from holdtrue.engine.write import Progress
 from holdtrue.errors import DamageError, HoldtrueError, RestoreError, fail
@@ -28,12 +28,20 @@ _AS_NUMPY = frozenset({torch.float32, torch.float64, torch.float16, torch.int64,
 
 @torch.inference_mode(False)
 def apply(
-    plan: Plan, subject: str, progress: Tell | None = None, *, while_reading: bool = False
+    plan: Plan,
+    subject: str,
+    progress: Tell | None = None,
+    *,
+    while_reading: bool = False,
+    new: bool = False,
+    mapped: Collection[int] = (),
 ) -> Report:
     """The report. Raises RestoreError or DamageError, and then the target is untouched.
 
     With `while_reading` tensors whose bytes can be streamed are verified while they are put in
-    place; damage that is found then is told as target-unusable. Ctrl-C is held back while the
+    place; damage that is found then is told as target-unusable, or as damage where the target is
+    `new`, and nobody's yet. Tensors at the addresses in `mapped` are the file's bytes already,
+    which are verified first. Ctrl-C is held back while the
     target changes, so that it is whole either way.
     """
     found = report(subject, plan.findings)
@@ -42,10 +50,14 @@ def apply(
     out_of_bounds = _out_of_bounds(plan)
     if out_of_bounds:
         raise DamageError(report(subject, out_of_bounds))
-    straight, gathered = _sorted_out(plan.copies)
-    proven_first = gathered if while_reading else plan.copies
+    there: list[Copy] = []
+    to_read: list[Copy] = []
+    for item in plan.copies:
+        (there if mapped and item.into.data_ptr() in mapped else to_read).append(item)
+    straight, gathered = _sorted_out(to_read)
+    proven_first = [*gathered, *there] if while_reading or new else plan.copies
     storages = list(_storages(proven_first))
-    first, then = _bytes(storages), _bytes(_storages(plan.copies))
+    first, then = _bytes(storages), _bytes(_storages(to_read))
     with telling(progress, first + then) as tell:
         # Verified bytes are to be in memory when they are read again, unless they are too many.
         too_many = not fits_page_cache(first)
@@ -54,7 +66,9 @@ def apply(
             raise DamageError(report(subject, damaged))
         with _uninterrupted():
             _run(plan.actions, subject)
-            wrong = _fill(straight, gathered, tell, past_cache=while_reading or too_many)
+            wrong = _fill(straight, gathered, tell, past_cache=while_reading or new or too_many)
+    if wrong and new:
+        raise DamageError(report(subject, [damaged_storage(one) for one in wrong]))
     if wrong:
         raise DamageError(report(subject, [_unusable(wrong, verified=not while_reading)]))
     return found

@@ -18,12 +18,16 @@ from holdtrue.findings import Finding, several
 from holdtrue.formats.view import LazyTensor
 from holdtrue.records.dtypes import extent, product
 from holdtrue.restore.fresh import Fresh, unusable
+from holdtrue.restore.mapped import Maps
 
 _DEEPEST = 6  # containers within an attribute in which tensors of the state are looked for
 
 
-def materialize(module: nn.Module, part: str, names: Mapping[str, str], tensors: Fresh) -> None:
+def materialize(
+    module: nn.Module, part: str, names: Mapping[str, str], tensors: Fresh, maps: Maps | None
+) -> None:
     """Give every parameter and buffer that the checkpoint has memory of its own; tied ones share.
+    With `maps`, the file is that memory wherever it can be.
 
     `names` maps names to tensor keys. Raises RestoreError when one is left without values.
     """
@@ -41,7 +45,7 @@ def materialize(module: nn.Module, part: str, names: Mapping[str, str], tensors:
         if not nn.parameter.is_lazy(entry.tensor) and lazy.shape != tuple(entry.tensor.shape):
             continue  # the restore says which shapes differ
         if key not in made:
-            made[key] = _memory(key, lazy, entry, tensors)
+            made[key] = _memory(key, lazy, entry, tensors, maps)
         exchanged[id(entry.tensor)] = made[key]
         _put(entry, made[key])
     if homeless:
@@ -54,7 +58,7 @@ def _is_meta(tensor: Tensor) -> bool:
     return tensor.device.type == "meta"
 
 
-def _memory(key: str, lazy: LazyTensor, entry: Entry, tensors: Fresh) -> Tensor:
+def _memory(key: str, lazy: LazyTensor, entry: Entry, tensors: Fresh, maps: Maps | None) -> Tensor:
     plain = lazy.layout == "strided" and lazy.class_name is None and lazy.overlap is None
     if not plain:
         made = tensors(key)
@@ -67,7 +71,9 @@ def _memory(key: str, lazy: LazyTensor, entry: Entry, tensors: Fresh) -> Tensor:
         return _as_parameter(made, lazy)
     if min(lazy.stride, default=0) < 0 or extent(lazy.shape, lazy.stride) > product(lazy.shape):
         raise unusable(key, f"its strides {lazy.stride} do not fit {lazy.shape}")
-    empty = torch.empty_strided(lazy.shape, lazy.stride, dtype=dtype, device="cpu")
+    empty = None if maps is None else maps.tensor(lazy)
+    if empty is None:
+        empty = torch.empty_strided(lazy.shape, lazy.stride, dtype=dtype, device="cpu")
     if entry.is_parameter:
         return _as_parameter(empty, lazy)
     return empty.requires_grad_() if lazy.requires_grad else empty

@@ -12,11 +12,16 @@ from holdtrue.records.parts import ModuleState
 from holdtrue.records.trust import Trust
 from holdtrue.restore.build import construct
 from holdtrue.restore.fresh import Fresh
+from holdtrue.restore.mapped import Maps
 from holdtrue.restore.materializing import materialize
 
 
-def build_part(part: str, record: Part, tensors: Fresh, agreed: Trust, subject: str) -> nn.Module:
-    """The module of a part, its tensors not yet read. Raises RestoreError saying why not."""
+def build_part(
+    part: str, record: Part, tensors: Fresh, agreed: Trust, subject: str, maps: Maps | None
+) -> nn.Module:
+    """The module of a part, its tensors not yet read, but mapped where there are `maps`.
+
+    Raises RestoreError saying why not."""
     where = f"{subject}: {part}"
     if record.kind != "module":
         raise fail(RestoreError, where, _no_module(part, record))
@@ -31,7 +36,7 @@ def build_part(part: str, record: Part, tensors: Fresh, agreed: Trust, subject: 
     if unknown:
         raise fail(DamageError, where, _damaged(where, f"there is no tensor {unknown[0]!r}"))
     module = construct(record.rebuild.recipe, agreed, where)
-    materialize(module, part, state.entries, tensors)
+    materialize(module, part, state.entries, tensors, maps)
     return module
 
 
