@@ -17,6 +17,7 @@ from holdtrue.formats.checkpoint_directory import read_manifest, to_view
 from holdtrue.formats.module_tree import has_packed, is_module, state_dict
 from holdtrue.formats.opening import read as read_any
 from holdtrue.formats.proven import Proven
+from holdtrue.formats.source import unreachable
 from holdtrue.formats.tree_map import map_tensors
 from holdtrue.formats.verifying import verify_view
 from holdtrue.formats.view import LazyTensor, View
@@ -346,7 +347,11 @@ def _verify(path: str | os.PathLike[str], progress: Tell | None) -> Report:
     with telling(progress, _proved_bytes(view)) as told:
         findings = verify_storages(storages, told)
     listed = {NAME, *manifest.files}
-    strays = sorted(n for n in os.listdir(place) if n not in listed and n != "source")
+    try:
+        names = os.listdir(place)
+    except OSError as error:  # removed while it was read: that is no damage
+        raise unreachable(str(place), error) from None
+    strays = sorted(n for n in names if n not in listed and n != "source")
     findings += [_stray(place / name) for name in strays]
     return report(str(place), findings)
 

@@ -72,7 +72,7 @@ def _copies(tensor: Tensor, step: int) -> Iterator[memoryview]:
         return
     rows = step // (tensor.nbytes // len(tensor))
     if rows:
-        yield from (raw_bytes(part) for part in tensor.split(rows))
+        yield from (raw_bytes(tensor[at : at + rows]) for at in range(0, len(tensor), rows))
     else:
         for row in tensor:
             yield from _copies(row, step)

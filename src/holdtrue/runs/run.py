@@ -258,7 +258,8 @@ class Run:
         """
         self._behind.wait()
         manifests = self._shelf.manifests() if at == "best" else {}
-        asked = candidates(self.path, at, steps(self.path), manifests, self.keep.ranking)
+        found = steps(self.path)
+        asked = candidates(self.path, at, found, manifests, self.keep.ranking)
         codes = (allow,) if isinstance(allow, str) else tuple(allow)
         restore = restore_parts(
             self.parts,
@@ -270,7 +271,7 @@ class Run:
         )
         self._shelf.damaged = frozenset()
         resumed = resume_first_whole(asked, restore)
-        self._shelf.resumed(resumed)
+        self._shelf.resumed(resumed, found)
         if resumed.error is not None:
             raise resumed.error
         self.report = resumed.report

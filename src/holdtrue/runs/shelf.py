@@ -79,13 +79,14 @@ class Shelf:
             return target, free_name(target, "abandoned")  # it is gone by then
         raise fail(SaveError, str(target), already_exists(target, _SAVED_ONCE))
 
-    def resumed(self, found: Resumed) -> None:
-        """Note which steps count no more after a resume."""
+    def resumed(self, found: Resumed, there: dict[int, Path]) -> None:
+        """Note which steps count no more after a resume. `there` are those it chose from: what
+        another process has published since is not given up by it."""
         self.damaged = found.damaged
         for step in found.damaged:
             self._manifests.pop(step, None)
         if found.error is None:
-            newer = later(steps(self.run), found.step)
+            newer = later(there, found.step)
             # Damaged ones are put aside as that, by a save of the same step.
             self.given_up = tuple(step for step in newer if step not in found.damaged)
 
