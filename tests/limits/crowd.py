@@ -165,7 +165,7 @@ def pruner(run: Path, chance: random.Random, over: Callable[[], bool], log: Any)
     looking = holdtrue.Run(run, keep=KEEP)
     while not over():
         try:
-            with open(os.devnull, "w") as nowhere:
+            with Path(os.devnull).open("w") as nowhere:
                 sys.stdout, before = nowhere, sys.stdout
                 try:
                     prune.main([str(run), "--keep", RULES], standalone_mode=False)
