@@ -105,6 +105,7 @@ class Shelf:
         """Read a new checkpoint back where asked to, then remove what no rule keeps. Raises
         DamageError; nothing is removed then."""
         self.damaged -= {step}
+        self._manifests.pop(step, None)  # of an earlier one that was deleted by hand
         if saved.not_linked is not None and not self._told_unlinked:
             self._told_unlinked = True
             _log.warning(
