@@ -13,6 +13,7 @@ from torch.nn.parameter import is_lazy
 
 from holdtrue.capture.raw import dtype_name, dtype_named, raw_bytes, raw_view, stored_bytes
 from holdtrue.findings import Finding
+from holdtrue.limits import limits
 from holdtrue.records.dtypes import DTYPES, contiguous_stride, extent, packed_bytes
 from holdtrue.records.manifest import Quantizer, TensorRecord
 from holdtrue.records.overlaps import Span, mark_overlaps
@@ -53,11 +54,28 @@ class Source(Struct, frozen=True, eq=False, gc=False):
         return tensor is not None and tensor.is_cpu and tensor.is_contiguous()
 
     def blocks(self) -> Iterator[memoryview]:
-        """The bytes for the writer: in memory already, so in one block."""
+        """The bytes for the writer: in one block where they are in memory already in this order.
+        A copy is made of one block at a time: the whole of it may be more than there is room for.
+        """
         if self.read is not None:
             yield self.read()
-        elif self.tensor is not None:
+        elif self.direct and self.tensor is not None:
             yield raw_bytes(self.tensor)
+        elif self.tensor is not None:
+            yield from _copies(self.tensor.detach(), limits().chunk_bytes)
+
+
+def _copies(tensor: Tensor, step: int) -> Iterator[memoryview]:
+    """The bytes in C order, copied in blocks of at most `step` bytes, or of one element."""
+    if tensor.nbytes <= step or not tensor.dim():
+        yield raw_bytes(tensor)
+        return
+    rows = step // (tensor.nbytes // len(tensor))
+    if rows:
+        yield from (raw_bytes(tensor[at : at + rows]) for at in range(0, len(tensor), rows))
+    else:
+        for row in tensor:
+            yield from _copies(row, step)
 
 
 class TensorSet(Struct, eq=False):

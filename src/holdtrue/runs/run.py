@@ -301,7 +301,8 @@ class Run:
         verify: Literal["first", "while"],
     ) -> int:
         manifests = self._shelf.summaries() if at == "best" else {}
-        asked = candidates(self.path, at, steps(self.path), manifests, self.keep.ranking)
+        found = steps(self.path)
+        asked = candidates(self.path, at, found, manifests, self.keep.ranking)
         codes = (allow,) if isinstance(allow, str) else tuple(allow)
         restore = restore_parts(
             self.parts,
@@ -313,7 +314,7 @@ class Run:
         )
         self._shelf.damaged = frozenset()
         resumed = resume_first_whole(asked, restore)
-        self._shelf.resumed(resumed)
+        self._shelf.resumed(resumed, found)
         if resumed.error is not None:
             raise resumed.error
         self.report = resumed.report

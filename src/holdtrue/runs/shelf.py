@@ -83,12 +83,13 @@ class Shelf:
             return target, free_name(target, "abandoned")  # it is gone by then
         raise fail(SaveError, str(target), already_exists(target, _SAVED_ONCE))
 
-    def resumed(self, found: Resumed) -> None:
-        """Note which steps count no more after a resume."""
+    def resumed(self, found: Resumed, there: dict[int, Path]) -> None:
+        """Note which steps count no more after a resume. `there` are those it chose from: what
+        another process has published since is not given up by it."""
         self.damaged = found.damaged
         self._forget(found.damaged)
         if found.error is None:
-            newer = later(steps(self.run), found.step)
+            newer = later(there, found.step)
             # Damaged ones are put aside as that, by a save of the same step.
             self.given_up = tuple(step for step in newer if step not in found.damaged)
 
@@ -106,6 +107,7 @@ class Shelf:
         """Read a new checkpoint back where asked to, then remove what no rule keeps. Raises
         DamageError; nothing is removed then."""
         self.damaged -= {step}
+        self._forget((step,))  # an earlier one that was deleted by hand
         if saved.not_linked is not None and not self._told_unlinked:
             self._told_unlinked = True
             _log.warning(

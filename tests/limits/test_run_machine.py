@@ -1,0 +1,231 @@
+"""A run and a model of it in memory do the same, whatever is done to them, in whatever order."""
+
+import logging
+import os
+import shutil
+import socket
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import HealthCheck, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import (
+    RuleBasedStateMachine,
+    initialize,
+    invariant,
+    precondition,
+    rule,
+    run_state_machine_as_test,
+)
+
+import holdtrue
+from holdtrue.storage.locating import step_name
+
+LAST, BEST, EVERY = 2, 1, 5
+
+
+class Kept:
+    """What the model knows of one checkpoint."""
+
+    def __init__(self, value: float, loss: float | None) -> None:
+        self.value, self.loss, self.whole = value, loss, True
+
+
+class RunMachine(RuleBasedStateMachine):
+    """The model: a dict of steps, and the rules of `Keep` said once more, in other words."""
+
+    @initialize()
+    def begin(self) -> None:
+        logging.getLogger("holdtrue").setLevel(logging.CRITICAL)
+        self.place = Path(tempfile.mkdtemp(prefix="holdtrue-machine-"))
+        self.kept: dict[int, Kept] = {}
+        self.passed_over: set[int] = set()  # damaged, and known to be by the run
+        self.given_up: set[int] = set()
+        self.now = 0
+        self.module = torch.nn.Linear(3, 2)
+        self.fill(0.0)
+        self.open()
+
+    def open(self) -> None:
+        keep = holdtrue.Keep(last=LAST, best=BEST, by="loss", every=EVERY)
+        self.run = holdtrue.Run(self.place / "run", keep=keep, model=self.module)
+        self.passed_over, self.given_up = set(), set()
+
+    def fill(self, value: float) -> None:
+        self.value = value
+        with torch.no_grad():
+            for parameter in self.module.parameters():
+                parameter.fill_(value)
+
+    def path(self, step: int) -> Path:
+        return self.place / "run" / step_name(step)
+
+    @rule(value=st.integers(-5, 5))
+    def train(self, value: int) -> None:
+        self.fill(float(value))
+
+    @rule(
+        ahead=st.integers(1, 3),
+        loss=st.one_of(st.none(), st.integers(0, 4)),
+        wait=st.booleans(),
+        after=st.integers(-5, 5),
+    )
+    def save(self, ahead: int, loss: int | None, wait: bool, after: int) -> None:
+        step = self.now + ahead
+        metrics = {} if loss is None else {"loss": float(loss)}
+        if step in self.kept and step not in self.passed_over | self.given_up:
+            with pytest.raises(holdtrue.SaveError) as caught:
+                self.run.save(step, metrics, wait=wait)
+            assert caught.value.report.errors[0].code == "path-exists"
+            return
+        self.run.save(step, metrics, wait=wait)
+        saved = Kept(self.value, metrics.get("loss"))
+        self.fill(float(after))  # what comes after the save is not in it
+        for gone in self.given_up:
+            self.kept.pop(gone, None)
+        self.given_up = set()
+        self.kept[step] = saved
+        self.passed_over.discard(step)
+        self.now = step
+        self.prune()
+
+    def prune(self) -> None:
+        readable = {s: k for s, k in self.kept.items() if s not in self.passed_over}
+        stays = set(sorted(readable)[-LAST:]) | {s for s in readable if s % EVERY == 0}
+        ranked = [(k.loss, -s) for s, k in readable.items() if k.loss is not None]
+        stays |= {-s for _, s in sorted(ranked)[:BEST]}
+        self.kept = {s: k for s, k in self.kept.items() if s in stays or s in self.passed_over}
+
+    def choose(self, order: list[int]) -> int | None:
+        """The first that is whole; those before it are passed over."""
+        self.passed_over = set()
+        for step in order:
+            if self.kept[step].whole:
+                return step
+            self.passed_over.add(step)
+        return None
+
+    def resumed(self, order: list[int], at: Any) -> None:
+        known = set(self.passed_over)
+        found = self.choose([s for s in order if at != "best" or s not in known])
+        if found is None:
+            with pytest.raises(holdtrue.DamageError):
+                self.run.resume(at=at)
+            return
+        assert self.run.resume(at=at) == found
+        value = self.kept[found].value
+        assert all(bool((p == value).all()) for p in self.module.parameters())
+        self.value, self.now = value, found
+        self.given_up = {s for s in self.kept if s > found} - self.passed_over
+
+    @rule()
+    def resume_latest(self) -> None:
+        self.run.flush()
+        if not self.kept:
+            assert self.run.resume() == 0
+            self.passed_over, self.given_up = set(), set()
+            return
+        self.resumed(sorted(self.kept, reverse=True), "latest")
+
+    @precondition(lambda self: self.kept)
+    @rule(data=st.data())
+    def resume_at(self, data: st.DataObject) -> None:
+        step = data.draw(st.sampled_from(sorted(self.kept)))
+        self.run.flush()
+        self.resumed([step], step)
+
+    @precondition(lambda self: self.kept)
+    @rule(data=st.data())
+    def delete_by_hand(self, data: st.DataObject) -> None:
+        step = data.draw(st.sampled_from(sorted(self.kept)))
+        self.run.flush()
+        shutil.rmtree(self.path(step))
+        del self.kept[step]
+        self.passed_over.discard(step)
+        self.given_up.discard(step)
+
+    @precondition(lambda self: any(k.whole for k in self.kept.values()))
+    @rule(data=st.data(), at=st.integers(1, 20))
+    def damage(self, data: st.DataObject, at: int) -> None:
+        """One bit of the tensors, in a copy: the file may be linked into other checkpoints."""
+        whole = sorted(s for s, k in self.kept.items() if k.whole)
+        step = data.draw(st.sampled_from(whole))
+        self.run.flush()
+        file = self.path(step) / "model.safetensors"
+        raw = bytearray(file.read_bytes())
+        raw[-at] ^= 1
+        file.unlink()
+        file.write_bytes(raw)
+        self.kept[step].whole = False
+
+    @rule()
+    def reopen(self) -> None:
+        self.run.close()
+        self.open()
+
+    @rule()
+    def killed_save_left_something(self) -> None:
+        """As a process that is gone leaves it, half written."""
+        self.run.close()
+        host = "".join(c if c.isalnum() else "_" for c in socket.gethostname())[:40]
+        pid = os.fork()
+        if not pid:
+            os._exit(0)
+        os.waitpid(pid, 0)
+        left = self.place / "run" / ".staging" / f"{step_name(self.now + 1)}.{host}-{pid}.0a1b2c3d"
+        left.mkdir(parents=True)
+        (left / "model.safetensors").write_bytes(b"half")
+        self.open()
+        assert not left.exists()
+
+    @invariant()
+    def the_same_steps(self) -> None:
+        if hasattr(self, "run"):
+            assert self.run.steps() == sorted(self.kept)
+
+    @invariant()
+    def each_is_what_was_saved(self) -> None:
+        if hasattr(self, "run"):
+            self.run.flush()
+        for step, kept in getattr(self, "kept", {}).items():
+            assert holdtrue.verify(self.path(step)).ok == kept.whole
+            if kept.whole:
+                tensors = holdtrue.open(self.path(step))["model"]
+                assert all(bool((t == kept.value).all()) for t in tensors.values())
+
+    @invariant()
+    def latest_and_best(self) -> None:
+        if not hasattr(self, "run"):
+            return
+        latest, best = self.run.latest(), self.run.best()
+        assert (latest.step if latest else None) == max(self.kept, default=None)
+        ranked = [
+            (k.loss, -s)
+            for s, k in self.kept.items()
+            if k.loss is not None and s not in self.passed_over
+        ]
+        assert (best.step if best else None) == (-min(ranked)[1] if ranked else None)
+
+    def teardown(self) -> None:
+        if hasattr(self, "run"):
+            self.run.close()
+            shutil.rmtree(self.place)
+
+
+@pytest.mark.parametrize("examples", [15, pytest.param(300, marks=pytest.mark.slow)])
+def test_a_run_does_what_its_model_does(examples: int, figure: Any) -> None:
+    run_state_machine_as_test(  # type: ignore[no-untyped-call]
+        RunMachine,
+        settings=settings(
+            max_examples=examples,
+            stateful_step_count=20,
+            deadline=None,
+            suppress_health_check=list(HealthCheck),
+            derandomize=True,
+            database=None,
+        ),
+    )
+    figure("histories of a run, of up to 20 acts, compared with a model", examples)
