@@ -4,10 +4,6 @@ from pathlib import Path
 
 import click
 
-from holdtrue.cli.render import stdout
-from holdtrue.sealing import seal
-from holdtrue.storage.locating import steps
-
 
 @click.command(name="seal", short_help="Write, and sign, the SHA-256 of every file.")
 @click.argument("path")
@@ -21,6 +17,10 @@ def command(path: str, key: str | None, overwrite: bool) -> None:
 
     Exit status 0: sealed; 1: not sealed, and why; 2: it could not be read.
     """
+    from holdtrue.cli.render import stdout
+    from holdtrue.sealing import seal
+    from holdtrue.storage.locating import steps
+
     for place in [str(p) for p in steps(Path(path)).values()] or [path]:
         made = seal(place, key=key, overwrite=overwrite)
         stdout().print(f"{made.parent}: sealed" + ("" if key else ", and signed by nobody"))
