@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from holdtrue.capture.pinned import pin, stage
 from holdtrue.capture.raw import raw_bytes
 from holdtrue.capture.tensors import TensorSet, add_tensor, finish, tensor_set
 from holdtrue.capture.together import copy_together
@@ -88,7 +89,27 @@ def test_tensors_on_a_gpu_are_copied_when_their_stream_is_done(tmp_path: Path) -
     kept = captured(tensors)
     files = lay_out(kept.records, kept.sources)
     tensors["a"].fill_(3.0)
-    places = Staging().reserve(files)
-    copy_in(files, kept.sources, places, copy_together)
+    staging = Staging()
+    places = staging.reserve(files)
+    pin(staging, kept.sources)
+    assert staging.held
+    stage(files, kept.sources, places)
     copy = b"".join(places.copies(files)["part/a"].blocks())
     assert copy == bytes(raw_bytes(torch.full((1000,), 3.0)))
+    staging.free()
+    assert not staging.held
+
+
+def test_a_hold_on_staging_memory_ends_before_the_memory_does() -> None:
+    """As pinning has one; here without a GPU."""
+    kept = captured({"a": torch.zeros(1000)})
+    staging, ended = Staging(), []
+    staging.reserve(lay_out(kept.records, kept.sources))
+    pin(staging, kept.sources)
+    assert not staging.held  # there is nothing of a GPU to come
+    staging.hold(lambda: ended.append(staging.nbytes))
+    larger = captured({"a": torch.zeros(3_000_000)})
+    staging.reserve(lay_out(larger.records, larger.sources))
+    assert ended
+    assert ended[0] < staging.nbytes
+    assert not staging.held

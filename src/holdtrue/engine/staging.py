@@ -57,11 +57,33 @@ class Staging:
 
     def __init__(self) -> None:
         self._buffer = memoryview(b"")
+        self._let_go: Callable[[], object] | None = None
 
     @property
     def nbytes(self) -> int:
         """How much memory is held."""
         return len(self._buffer)
+
+    @property
+    def memory(self) -> memoryview:
+        """All of it."""
+        return self._buffer
+
+    @property
+    def held(self) -> bool:
+        """True when someone has a hold on this memory."""
+        return self._let_go is not None
+
+    def hold(self, let_go: Callable[[], object]) -> None:
+        """`let_go` is called before this memory is given back."""
+        self._let_go = let_go
+
+    def free(self) -> None:
+        """Give the memory back."""
+        let_go, self._let_go = self._let_go, None
+        if let_go is not None:
+            let_go()
+        self._buffer = memoryview(b"")
 
     def reserve(self, files: list[PlannedFile]) -> Places:
         """Places for all tensors of these files; what was there before is lost."""
@@ -70,7 +92,7 @@ class Staging:
             starts[file.name] = size
             size += padded(file.nbytes)
         if size > len(self._buffer):
-            self._buffer = memoryview(b"")  # first: the old and the new are never held together
+            self.free()  # first: the old and the new are never held together
             self._buffer = anonymous(size)
         return Places(self._buffer, starts)
 

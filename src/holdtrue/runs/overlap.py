@@ -10,13 +10,12 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import torch
-from msgspec.structs import replace
 from torch import Tensor
 
+from holdtrue.capture.pinned import only, stage
 from holdtrue.capture.tensors import Source
-from holdtrue.capture.together import copy_together
 from holdtrue.engine.layout import PlannedFile
-from holdtrue.engine.staging import Places, copy_in
+from holdtrue.engine.staging import Places
 from holdtrue.errors import SaveError, fail
 from holdtrue.findings import Finding, several
 
@@ -67,6 +66,8 @@ class Deferred:
             for key, source in sources.items()
             if source.tensor is not None
             and id(source.tensor) in steady
+            # A GPU is asked at once: later, and from another thread, its work is in no order.
+            and source.tensor.is_cpu
             and not source.tensor.is_inference()  # those do not count what is written to them
         }
         self._files, self._sources, self._places = files, sources, places
@@ -78,12 +79,11 @@ class Deferred:
     def copy_the_rest(self) -> None:
         """What may change at any moment."""
         keys = {p.key for f in self._files for p in f.placements} - self._later.keys()
-        copy_in(_only(self._files, keys), self._sources, self._places, copy_together)
+        stage(only(self._files, keys), self._sources, self._places)
 
     def copy(self, subject: str) -> None:
         """What stands still. Raises SaveError where something was written to after all."""
-        files = _only(self._files, self._later.keys())
-        copy_in(files, self._sources, self._places, copy_together)
+        stage(only(self._files, self._later.keys()), self._sources, self._places)
         self.confirm(subject)
 
     def seal(self) -> None:
@@ -122,12 +122,6 @@ def _tensors_in(value: Any) -> Iterator[Tensor]:
     elif isinstance(value, list | tuple):
         for item in value:
             yield from _tensors_in(item)
-
-
-def _only(files: list[PlannedFile], keys: Iterable[str]) -> list[PlannedFile]:
-    wanted = set(keys)
-    chosen = [tuple(p for p in f.placements if p.key in wanted) for f in files]
-    return [replace(f, placements=c) for f, c in zip(files, chosen, strict=True) if c]
 
 
 def _changed(keys: list[str]) -> Finding:

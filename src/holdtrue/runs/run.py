@@ -13,13 +13,13 @@ from typing import Any, Literal, Self
 from msgspec import UNSET, UnsetType
 from msgspec.structs import replace
 
-from holdtrue.capture.together import copy_together
+from holdtrue.capture.pinned import pin, stage
 from holdtrue.checkpoint import Checkpoint
 from holdtrue.checkpoint import open as open_checkpoint
 from holdtrue.doctor.amounts import counted
 from holdtrue.engine.linking import Earlier
 from holdtrue.engine.signing import signer
-from holdtrue.engine.staging import Places, Staging, copy_in
+from holdtrue.engine.staging import Places, Staging
 from holdtrue.engine.telling import Tell
 from holdtrue.errors import HoldtrueError, fail
 from holdtrue.findings import Finding, Report
@@ -213,9 +213,10 @@ class Run:
             saving.end(replace(saved, stall=saving.stall))
             return saving
         places = self._staging.reserve(prepared.files)
+        pin(self._staging, prepared.sources)
         deferred = None
         if self._gate is None:
-            copy_in(prepared.files, prepared.sources, places, copy_together)
+            stage(prepared.files, prepared.sources, places)
         else:
             given = (prepared.files, prepared.sources, places)
             deferred = Deferred(*given, self._gate.optimizers)
@@ -388,7 +389,8 @@ class Run:
         try:
             self.flush()
         finally:
-            self._staging, self._before = Staging(), None
+            self._staging.free()
+            self._before = None
             self._let_go()
 
     def _let_go(self) -> None:
