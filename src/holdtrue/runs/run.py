@@ -21,10 +21,10 @@ from holdtrue.engine.linking import Earlier
 from holdtrue.engine.signing import signer
 from holdtrue.engine.staging import Places, Staging
 from holdtrue.engine.telling import Tell
-from holdtrue.errors import HoldtrueError, fail
-from holdtrue.findings import Finding, Report
+from holdtrue.errors import HoldtrueError
+from holdtrue.findings import Report
 from holdtrue.formats.source import reading
-from holdtrue.records.manifest import Ranking
+from holdtrue.runs.asking import check_settings, ranking_by
 from holdtrue.runs.background import Background
 from holdtrue.runs.choosing import (
     At,
@@ -83,15 +83,8 @@ class Run:
         on_error: Literal["raise", "warn"] = "raise",
         **parts: Any,
     ) -> None:
-        if keep is not None and not isinstance(keep, Keep):
-            raise fail(HoldtrueError, str(path), _no_rules(keep))
-        if busy not in ("wait", "skip"):
-            raise ValueError(f'Run(busy={busy!r}): give "wait" or "skip"')
-        if verify not in (None, "after"):
-            raise ValueError(f'Run(verify={verify!r}): give "after", or None')
-        if on_error not in ("raise", "warn"):
-            raise ValueError(f'Run(on_error={on_error!r}): give "raise" or "warn"')
         self.path = Path(path).absolute()  # the same run wherever the process goes
+        check_settings(self.path, keep, busy=busy, verify=verify, on_error=on_error)
         self.keep = keep or Keep()
         self.parts = parts
         self.probe = probe  # inputs for `save`, see there
@@ -340,13 +333,8 @@ class Run:
         None when no checkpoint has the metric. Ties go to the later one. Waits for a save in
         progress.
         """
-        name = by or self.keep.by
-        if not name:
-            raise ValueError('say which metric: run.best("val_loss"), or Keep(by="val_loss")')
-        if mode is not UNSET and mode not in ("min", "max"):
-            raise ValueError(f'run.best(mode={mode!r}): give "min" or "max"')
+        ranking = ranking_by(self.keep, by, mode)
         self._behind.wait()
-        ranking = Ranking(by=name, mode=self.keep.mode if mode is UNSET else mode)
         known = [(s, m) for s, m in self._shelf.summaries().items() if m is not None]
         places = {step: self.path / step_name(step) for step, _ in known}
         step = first_readable(best_first(known, ranking), places)
@@ -436,14 +424,3 @@ class Run:
             if gate is not None:
                 gate.open()
         saving.end(saved)
-
-
-def _no_rules(keep: Any) -> Finding:
-    return Finding(
-        code="keep-invalid",
-        severity="error",
-        where=f"keep={keep!r}"[:100],
-        what="keep= takes a holdtrue.Keep",
-        why="which number is meant, the last or the best ones, has to be said",
-        fix="Run(…, keep=holdtrue.Keep(last=3))",
-    )
