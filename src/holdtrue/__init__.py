@@ -7,7 +7,7 @@ if TYPE_CHECKING:
 
     from holdtrue.capture.buildable import buildable
     from holdtrue.capture.probe import Probe
-    from holdtrue.checkpoint import Checkpoint, open, verify
+    from holdtrue.checkpoint import Checkpoint, open
     from holdtrue.cli.progress import ProgressBar
     from holdtrue.diagnosis.diagnose import diagnose
     from holdtrue.doctor.convert import Converted, convert
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from holdtrue.runs.run import Run
     from holdtrue.saving import Saved, save
     from holdtrue.sealing import seal
+    from holdtrue.verification import verify
 
 __all__ = [
     "Checkpoint",
@@ -56,7 +57,7 @@ _HOMES = {
     "Probe": "capture.probe",
     "buildable": "capture.buildable",
     "open": "checkpoint",
-    "verify": "checkpoint",
+    "verify": "verification",
     "diagnose": "diagnosis.diagnose",
     "Converted": "doctor.convert",
     "convert": "doctor.convert",

@@ -11,10 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from msgspec.structs import replace
 
 from holdtrue.collection import put_off
-from holdtrue.engine.sealing import check_seal
-from holdtrue.engine.signing import public_key
 from holdtrue.engine.telling import Tell
-from holdtrue.engine.verify import verify_files
 from holdtrue.errors import DamageError, HoldtrueError, fail, torch_missing
 from holdtrue.findings import Finding, Report, report
 from holdtrue.formats.checkpoint_directory import read_manifest, to_view
@@ -330,56 +327,6 @@ def open(path: str | os.PathLike[str], *, trust: Iterable[type | str] = ()) -> C
             return Checkpoint(place, read_any(str(place)), agreed, None, os.fspath(path))
         manifest = read_manifest(place)
         return Checkpoint(place, to_view(place, manifest), agreed, manifest, os.fspath(path))
-
-
-def verify(
-    path: str | os.PathLike[str],
-    *,
-    model: Any = None,
-    preprocess: Any = None,
-    progress: Tell | None = None,
-    sealed_by: Any = None,
-) -> Report:
-    """Read every byte of a checkpoint and compare it with what its format keeps. Needs no torch.
-
-    holdtrue's own are checked in full; for other formats the report says, as not checked, what they
-    cannot prove. Damage is in the report; what cannot be opened at all raises OpenError.
-
-    With a `model`, or a function that makes one, the saved probe is run as well: with a copy of the
-    model that has been restored, and with `preprocess` where the probe goes through one.
-    `progress` is told bytes done and bytes in all, from any thread.
-
-    With `sealed_by`, a public key or the path of its PEM file, a seal by its owner has to be there,
-    and to hold for every file. A seal that is there is compared with the files anyhow.
-    """
-    key = None if sealed_by is None else public_key(sealed_by)
-    with reading(os.fspath(path)):
-        found = _verify(path, key, progress)
-    if model is None or not found.ok:
-        return found
-    from holdtrue.restore.probing import verify_probe
-
-    try:
-        said = verify_probe(open(path), model, preprocess)
-    except HoldtrueError as error:
-        said = error.report
-    return report(
-        found.subject,
-        [*found.findings, *said.findings],
-        [*found.not_checked, *said.not_checked],
-    )
-
-
-def _verify(path: str | os.PathLike[str], key: Any, progress: Tell | None) -> Report:
-    place = locate(path)
-    try:
-        whole = verify_files(place, progress)
-    except DamageError as error:
-        whole = error.report
-    if key is None and not is_ours(place):
-        return whole
-    broken, unchecked = check_seal(place, key)
-    return report(whole.subject, [*whole.findings, *broken], [*whole.not_checked, *unchecked])
 
 
 def foreign_parts(view: View) -> dict[str, Any]:

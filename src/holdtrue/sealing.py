@@ -4,7 +4,6 @@ import os
 from pathlib import Path
 from typing import Any
 
-from holdtrue.checkpoint import verify
 from holdtrue.engine.sealing import sealed
 from holdtrue.engine.signing import Signer, signer
 from holdtrue.errors import DamageError, OpenError, SaveError, fail
@@ -13,6 +12,7 @@ from holdtrue.records.seal import NAME
 from holdtrue.storage.commit import clear_leftovers, publish_file, write_synced
 from holdtrue.storage.failures import already_exists, not_written
 from holdtrue.storage.locating import is_ours, locate
+from holdtrue.verification import verify
 
 
 def seal(path: str | os.PathLike[str], /, *, key: Any = None, overwrite: bool = False) -> Path:

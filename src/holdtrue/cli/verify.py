@@ -26,13 +26,13 @@ def command(path: str, model: str | None, sealed_by: str | None, json: bool) -> 
 
     Exit status 0: all is as it was written; 1: something is not; 2: it could not be read.
     """
-    from holdtrue.checkpoint import verify
     from holdtrue.cli.imported import imported
     from holdtrue.cli.progress import ProgressBar
     from holdtrue.cli.render import show_json
     from holdtrue.errors import HoldtrueError
     from holdtrue.findings import report_to_builtins
     from holdtrue.storage.locating import steps
+    from holdtrue.verification import verify
 
     factory = imported(model) if model else None
     places = [str(p) for p in steps(Path(path)).values()] or [path]

@@ -2,11 +2,12 @@
 
 from collections.abc import Callable
 
-from holdtrue.checkpoint import Checkpoint, verify
+from holdtrue.checkpoint import Checkpoint
 from holdtrue.doctor.damage_causes import places_of, same_place
 from holdtrue.doctor.examining import examine
 from holdtrue.doctor.reading_weights import read_weights
 from holdtrue.findings import Finding
+from holdtrue.verification import verify
 
 Progress = Callable[[int, int], None]  # bytes read, bytes in all
 

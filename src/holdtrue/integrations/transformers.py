@@ -24,12 +24,12 @@ except ModuleNotFoundError as error:
     raise package_missing((error.name or "").partition(".")[0], "transformers") from None
 
 from holdtrue.checkpoint import open as open_checkpoint
-from holdtrue.checkpoint import verify
 from holdtrue.errors import RestoreError, fail
 from holdtrue.findings import Finding
 from holdtrue.runs.keep import Keep
 from holdtrue.runs.run import Run
 from holdtrue.storage.locating import steps
+from holdtrue.verification import verify
 
 _STATE = "trainer_state.json"  # where the Trainer looks for its step, before it calls anyone
 

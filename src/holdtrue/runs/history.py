@@ -7,12 +7,12 @@ from typing import Any
 from msgspec import Struct
 from msgspec.structs import replace
 
-from holdtrue.checkpoint import verify
 from holdtrue.errors import HoldtrueError
 from holdtrue.formats.checkpoint_directory import read_manifest, to_view
 from holdtrue.records.manifest import Manifest
 from holdtrue.records.metrics import manifest_metrics
 from holdtrue.storage.locating import best_first
+from holdtrue.verification import verify
 
 
 class Entry(Struct, frozen=True, kw_only=True):

@@ -7,13 +7,13 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TypeVar
 
-from holdtrue.checkpoint import verify
 from holdtrue.errors import DamageError, HoldtrueError, fail
 from holdtrue.findings import Finding
 from holdtrue.formats.checkpoint_directory import to_view
 from holdtrue.records.manifest import Manifest, Summary
 from holdtrue.runs.keep import Keep, to_remove
 from holdtrue.storage.commit import remove
+from holdtrue.verification import verify
 
 _log = logging.getLogger("holdtrue")
 _About = TypeVar("_About", Manifest, Summary)

@@ -14,7 +14,6 @@ from pathlib import Path
 
 import xxhash
 
-from holdtrue.checkpoint import verify
 from holdtrue.doctor.diff import diff
 from holdtrue.doctor.examining import examine
 from holdtrue.doctor.messages import read_message
@@ -43,6 +42,7 @@ from holdtrue.formats.view import View
 from holdtrue.formats.zip_archive import read_directory, read_entry
 from holdtrue.formats.zip_scan import scan_local_headers
 from holdtrue.limits import MIB
+from holdtrue.verification import verify
 
 Target = Callable[[bytes, Path], None]
 
