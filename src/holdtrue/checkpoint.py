@@ -216,8 +216,9 @@ class Checkpoint:
         """A new module of the saved architecture with the saved state, on the CPU.
 
         With `mapped` the tensors are private maps of the file, verified first: memory is taken for
-        what is written to, and the file never changes. Whoever cuts the file short while the module
-        lives ends the process (SIGBUS); replacing or removing the checkpoint does no harm.
+        what is written to, and the file never changes. Nobody may write into the file in place
+        while the module lives: that would show, and cutting it short ends the process (SIGBUS).
+        Removing the checkpoint, or saving over it, does no harm. Files of other formats are read.
 
         Only classes that are imported already and that `trust` names, by class or by package, are
         built; torch.nn's own need no word. Raises RestoreError where the checkpoint cannot tell how
@@ -238,7 +239,8 @@ class Checkpoint:
             return build_foreign(part, foreign_parts(self._view)[part], agreed, str(self.path))
         fresh, record = Fresh(self._view.tensors, agreed), self._manifest.parts[part]
         maps = Maps() if mapped else None
-        module = build_part(part, record, fresh, agreed, str(self.path), maps)
+        with self._unless_replaced():
+            module = build_part(part, record, fresh, agreed, str(self.path), maps)
         request = Request(
             view=self._view,
             manifest=self._manifest,

@@ -1,5 +1,6 @@
 """Models whose tensors are maps of the file."""
 
+import copy
 from pathlib import Path
 
 import pytest
@@ -85,6 +86,34 @@ def test_damage_is_found_before_anyone_has_it(mapped: bool, tmp_path: Path) -> N
     with pytest.raises(holdtrue.DamageError) as caught:
         checkpoint.build(mapped=mapped)
     assert [f.code for f in caught.value.report.errors] == ["digest-mismatch"]
+
+
+@pytest.mark.parametrize("cut", [None, 0, 100])
+def test_a_file_that_went_since_it_was_opened(cut: int | None, tmp_path: Path) -> None:
+    checkpoint = kept(tmp_path / "kept", nn.Linear(30, 20))
+    file = tmp_path / "kept" / "model.safetensors"
+    if cut is None:
+        file.unlink()
+    else:
+        file.write_bytes(file.read_bytes()[:cut])
+    with pytest.raises(holdtrue.DamageError):
+        checkpoint.build(mapped=True)
+
+
+@pytest.mark.parametrize("mapped", [False, True])
+def test_large_tensors_are_like_any_others(mapped: bool, tmp_path: Path) -> None:
+    """Their memory is asked for apart, or is the file's: what torch does with tensors works."""
+    model = kept(tmp_path / "kept", nn.Linear(1500, 1200)).build(mapped=mapped)
+    values = model.weight.detach().clone()
+    assert model.weight.untyped_storage().nbytes() == values.nbytes
+    assert torch.equal(copy.deepcopy(model).weight, values)
+    torch.save(model.state_dict(), tmp_path / "m.pt")
+    assert torch.equal(torch.load(tmp_path / "m.pt")["weight"], values)
+    model.half().float()
+    again = kept(tmp_path / "again", nn.Linear(1500, 1200)).build(mapped=mapped)
+    values = again.weight.detach().clone()
+    again.share_memory()
+    assert torch.equal(again.weight, values)
 
 
 def test_it_outlives_the_checkpoint(tmp_path: Path) -> None:

@@ -9,10 +9,9 @@ import mmap
 import threading
 from collections.abc import Iterator
 
-from holdtrue.limits import MIB, limits
+from holdtrue.limits import limits
 
 PAGE = 4096  # what every direct read or write is a multiple of, in memory and in the file
-_HUGE = 2 * MIB
 
 _idle: list[memoryview] = []
 _lock = threading.Lock()
@@ -43,8 +42,6 @@ def padded(nbytes: int) -> int:
 
 def anonymous(nbytes: int) -> memoryview:
     """Fresh memory in large pages where the system has them: a fault for 2 MiB, not for 4 KiB."""
-    if nbytes > _HUGE:
-        nbytes = -(-nbytes // _HUGE) * _HUGE
     if not hasattr(mmap, "MAP_ANONYMOUS"):
         return memoryview(mmap.mmap(-1, nbytes))
     # Private: Python's default is shared memory, which gets no large pages.

@@ -1,7 +1,8 @@
 """Tensors that are maps of the file they are stored in: nothing is read until it is used.
 
 The maps are private. What is written to such a tensor goes to memory of its own, and never into the
-file. A file that is cut short while it is mapped ends the process with SIGBUS, as with every map.
+file. As with every map, what someone else writes into the file in place may show in pages that were
+not written to, and a file that is cut short ends the process with SIGBUS.
 """
 
 import mmap
@@ -11,8 +12,10 @@ import torch
 from torch import Tensor
 
 from holdtrue.capture.raw import dtype_named
+from holdtrue.errors import DamageError, fail
+from holdtrue.findings import Finding
 from holdtrue.formats.pieces import is_contiguous
-from holdtrue.formats.view import LazyTensor
+from holdtrue.formats.view import LazyTensor, Storage
 from holdtrue.records.dtypes import DTYPES, contiguous_stride, product
 
 
@@ -47,14 +50,29 @@ class Maps:
         )
         if not plain or lazy.numpy is not None:
             return None
-        flat = torch.frombuffer(
-            self._map(storage.file), dtype=dtype, count=count, offset=storage.offset
-        )
+        flat = torch.frombuffer(self._map(storage), dtype=dtype, count=count, offset=storage.offset)
         self.addresses.add(flat.data_ptr())
         return flat.view(lazy.shape)
 
-    def _map(self, file: str) -> mmap.mmap:
-        if file not in self._maps:
-            with Path(file).open("rb") as opened:
-                self._maps[file] = mmap.mmap(opened.fileno(), 0, access=mmap.ACCESS_COPY)
+    def _map(self, storage: Storage) -> mmap.mmap:
+        file = storage.file
+        try:
+            if file not in self._maps:
+                with Path(file).open("rb") as opened:
+                    self._maps[file] = mmap.mmap(opened.fileno(), 0, access=mmap.ACCESS_COPY)
+        except (OSError, ValueError) as error:  # removed, or emptied, since it was opened
+            raise fail(DamageError, file, _unmapped(storage, str(error))) from None
+        if len(self._maps[file]) < storage.offset + storage.nbytes:
+            raise fail(DamageError, file, _unmapped(storage, "the file is shorter than that now"))
         return self._maps[file]
+
+
+def _unmapped(storage: Storage, why: str) -> Finding:
+    return Finding(
+        code="file-truncated",
+        severity="error",
+        where=f"{storage.file}: {storage.key}",
+        what="the bytes of a tensor are no longer there",
+        why=why,
+        fix="open the checkpoint again; if it was removed or cut short, use another one",
+    )

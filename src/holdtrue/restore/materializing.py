@@ -13,13 +13,16 @@ from torch import Tensor, nn
 
 from holdtrue.capture.module import Entry, entries
 from holdtrue.capture.raw import dtype_named
+from holdtrue.engine.buffers import anonymous
 from holdtrue.errors import RestoreError, fail
 from holdtrue.findings import Finding, several
 from holdtrue.formats.view import LazyTensor
-from holdtrue.records.dtypes import extent, product
+from holdtrue.limits import MIB
+from holdtrue.records.dtypes import contiguous_stride, extent, product
 from holdtrue.restore.fresh import Fresh, unusable
 from holdtrue.restore.mapped import Maps
 
+_LARGE = 4 * MIB  # two large pages: less would gain little
 _DEEPEST = 6  # containers within an attribute in which tensors of the state are looked for
 
 
@@ -73,10 +76,20 @@ def _memory(key: str, lazy: LazyTensor, entry: Entry, tensors: Fresh, maps: Maps
         raise unusable(key, f"its strides {lazy.stride} do not fit {lazy.shape}")
     empty = None if maps is None else maps.tensor(lazy)
     if empty is None:
-        empty = torch.empty_strided(lazy.shape, lazy.stride, dtype=dtype, device="cpu")
+        empty = _untouched(lazy, dtype)
     if entry.is_parameter:
         return _as_parameter(empty, lazy)
     return empty.requires_grad_() if lazy.requires_grad else empty
+
+
+def _untouched(lazy: LazyTensor, dtype: torch.dtype) -> Tensor:
+    """New memory, of large tensors in large pages: most of what a fresh load takes is the system's
+    handing out of memory, page by page. Each tensor has memory of its own, which goes with it."""
+    count = product(lazy.shape)
+    if count * dtype.itemsize < _LARGE or lazy.stride != contiguous_stride(lazy.shape):
+        return torch.empty_strided(lazy.shape, lazy.stride, dtype=dtype, device="cpu")
+    memory = anonymous(count * dtype.itemsize)
+    return torch.frombuffer(memory, dtype=dtype, count=count).view(lazy.shape)
 
 
 def _as_parameter(tensor: Tensor, lazy: LazyTensor) -> Tensor:
