@@ -1,7 +1,7 @@
 """Reading a lazy tensor's bytes: inflated, swapped to little-endian, in C order.
 
-Files are read, and mapped only by who asks for it (`restore.mapped`): one that is cut short while it
-is mapped kills the process.
+Files are read, and mapped only by who asks for it (`restore.mapped`): one that is cut short while
+it is mapped kills the process.
 """
 
 import os
