@@ -26,6 +26,8 @@ from holdtrue.storage.locating import step_name
 
 LAST, BEST, EVERY = 2, 1, 5
 
+_log = logging.getLogger("holdtrue")
+
 
 class Kept:
     """What the model knows of one checkpoint."""
@@ -39,7 +41,8 @@ class RunMachine(RuleBasedStateMachine):
 
     @initialize()
     def begin(self) -> None:
-        logging.getLogger("holdtrue").setLevel(logging.CRITICAL)
+        self.level = _log.level
+        _log.setLevel(logging.CRITICAL)
         self.place = Path(tempfile.mkdtemp(prefix="holdtrue-machine-"))
         self.kept: dict[int, Kept] = {}
         self.passed_over: set[int] = set()  # damaged, and known to be by the run
@@ -210,6 +213,8 @@ class RunMachine(RuleBasedStateMachine):
         assert (best.step if best else None) == (-min(ranked)[1] if ranked else None)
 
     def teardown(self) -> None:
+        if hasattr(self, "level"):
+            _log.setLevel(self.level)
         if hasattr(self, "run"):
             self.run.close()
             shutil.rmtree(self.place)

@@ -167,7 +167,9 @@ def test_log_tells_cost_commit_and_changes(tmp_path: Path) -> None:
 @pytest.mark.skipif(os.name == "nt", reason="signals")
 def test_follow_shows_new_checkpoints_as_they_come(tmp_path: Path) -> None:
     run = saved(tmp_path / "run", {1: 0.5})
-    program = [sys.executable, "-c", "from holdtrue.cli import main; main()"]
+    # A shell's background job, and with it whatever it starts, ignores the interrupt.
+    hears = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)"
+    program = [sys.executable, "-c", f"{hears}; from holdtrue.cli import main; main()"]
     following = subprocess.Popen(
         [*program, "log", str(run.path), "--follow"], stdout=subprocess.PIPE, text=True
     )
