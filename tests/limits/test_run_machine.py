@@ -82,7 +82,7 @@ class RunMachine(RuleBasedStateMachine):
         if step in self.kept and step not in self.passed_over | self.given_up:
             with pytest.raises(holdtrue.SaveError) as caught:
                 self.run.save(step, metrics, wait=wait)
-            assert caught.value.report.errors[0].code == "path-exists"
+            assert caught.value.report.errors[0].code == "already-exists"
             return
         self.run.save(step, metrics, wait=wait)
         saved = Kept(self.value, metrics.get("loss"))
