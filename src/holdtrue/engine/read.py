@@ -16,7 +16,7 @@ import xxhash
 from msgspec import Struct
 
 from holdtrue.engine.buffers import PAGE, lease
-from holdtrue.engine.shared_file import SharedFile, copy
+from holdtrue.engine.shared_file import HOT, SharedFile, copy
 from holdtrue.engine.spans import Alone, Fill, Into, Job, Run, Section, flat, spans
 from holdtrue.engine.threads import in_threads
 from holdtrue.findings import Finding
@@ -24,10 +24,9 @@ from holdtrue.formats.checkpoint_directory import unreadable
 from holdtrue.formats.tensor_bytes import digest_mismatch
 from holdtrue.formats.verifying import check_storage
 from holdtrue.formats.view import Storage
-from holdtrue.limits import MIB, limits, override
+from holdtrue.limits import limits, override
 
 _LOOKED_AT = 16
-_HOT = 1 * MIB  # is hashed while it is in the nearest cache of a processor
 Progress = Callable[[int], None]  # told how many more bytes have been read
 
 __all__ = ["Fill", "Into", "Wrong", "damaged_storage", "fill", "verify_storages"]
@@ -232,19 +231,21 @@ def _alone(job: Alone, file: SharedFile | OSError) -> list[Wrong]:
             at = job.begin
             while at < job.end:
                 # Small pieces out of the page cache; few and large requests to the disk.
-                count = min(_HOT, large, job.end - at)
+                count = min(HOT, large, job.end - at)
                 place = buffer if memory is None else memory[at - job.begin :]
-                data = place[:count]
-                if not file.scatter([data], count, at):
-                    count = min(large, job.end - at)
-                    if memory is None:
-                        data = file.fetch(count, at, buffer)
-                    else:
-                        data = place[:count]
-                        data = data[: file.fill(data, at, buffer)]
-                digest.update(data)
-                at += len(data)
-                if len(data) < count:
+                if file.scatter([place[:count]], count, at):
+                    digest.update(place[:count])
+                    at += count
+                    continue
+                count = min(large, job.end - at)
+                if memory is None:
+                    data = file.fetch(count, at, buffer)
+                    digest.update(data)
+                    got = len(data)
+                else:
+                    got = file.fill(place[:count], at, buffer, digest.update)
+                at += got
+                if got < count:
                     return [Wrong(storage)]  # the file ends here
     except OSError as error:
         return [Wrong(storage, error)]

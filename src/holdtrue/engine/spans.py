@@ -2,7 +2,7 @@
 run in one read, larger ones alone, and huge ones in sections that several threads take."""
 
 import threading
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any, TypeAlias
 
 import xxhash
@@ -107,21 +107,32 @@ Job: TypeAlias = Run | Alone | Section
 
 def spans(fills: Iterable[Fill]) -> Iterator[Job]:
     """All of it by file and place in the file. Neighbours that are small share a span."""
-    step = _step()
+    step, chunk = _step(), limits().chunk_bytes
     run: list[Fill] = []
+    file, first, last = "", 0, 0  # of the run: where it is, begins, and ends
     for fill in sorted(fills, key=_place):
         storage = fill.storage
-        if run and not _follows(run, storage, step):
-            yield _run(run)
+        begin = storage.offset
+        end = begin + storage.nbytes
+        if run and not (
+            0 <= begin - last <= GAP
+            and end - first <= step
+            and storage.file == file
+            and len(run) < _MOST
+        ):
+            yield Run(file, first, last, run)
             run = []
-        if storage.nbytes > _HUGE * limits().chunk_bytes:
-            yield from _sections(fill, limits().chunk_bytes)
+        if storage.nbytes > _HUGE * chunk:
+            yield from _sections(fill, chunk)
         elif storage.nbytes > step:
-            yield Alone(storage.file, storage.offset, storage.offset + storage.nbytes, fill)
+            yield Alone(storage.file, begin, end, fill)
         else:
+            if not run:
+                file, first = storage.file, begin
             run.append(fill)
+            last = end
     if run:
-        yield _run(run)
+        yield Run(file, first, last, run)
 
 
 def _step() -> int:
@@ -136,21 +147,6 @@ def flat(array: "npt.NDArray[Any]") -> memoryview:
 
 def _place(fill: Fill) -> tuple[str, int]:
     return fill.storage.file, fill.storage.offset
-
-
-def _follows(run: Sequence[Fill], storage: Storage, step: int) -> bool:
-    last = run[-1].storage
-    return (
-        last.file == storage.file
-        and 0 <= storage.offset - last.offset - last.nbytes <= GAP
-        and storage.offset + storage.nbytes - run[0].storage.offset <= step
-        and len(run) < _MOST
-    )
-
-
-def _run(fills: list[Fill]) -> Run:
-    first, last = fills[0].storage, fills[-1].storage
-    return Run(first.file, first.offset, last.offset + last.nbytes, fills)
 
 
 def _sections(fill: Fill, step: int) -> Iterator[Section]:
