@@ -1,5 +1,10 @@
-"""What a reading reads, in the order in which it lies in the files: runs of small storages, each
-run in one read, larger ones alone, and huge ones in sections that several threads take."""
+"""What a reading reads, in the order in which it lies in the files.
+
+What the page cache has goes straight to its place: runs of small storages, each run in one read,
+larger ones alone, and huge ones in sections that several threads take. What the disk has to bring
+comes in windows, one request each, whatever lies in them: a small read between large ones would
+wait behind them for as long as they do.
+"""
 
 import threading
 from collections.abc import Callable, Iterable, Iterator
@@ -7,7 +12,9 @@ from typing import Any, TypeAlias
 
 import xxhash
 from msgspec import Struct
+from msgspec.structs import replace
 
+from holdtrue.engine.buffers import PAGE
 from holdtrue.formats.view import Storage
 from holdtrue.limits import MIB, limits
 from holdtrue.on_demand import npt
@@ -58,6 +65,16 @@ class Section(Struct, frozen=True, eq=False):
     of: "Large"
 
 
+class Window(Struct, frozen=True, eq=False):
+    """What one request brings past the page cache."""
+
+    file: str
+    begin: int
+    end: int
+    fills: list[Fill]  # that lie in it whole
+    sections: list[Section]  # of storages that reach into other windows
+
+
 class Large:
     """A storage that is read in sections, by several threads, and hashed in order."""
 
@@ -102,7 +119,7 @@ class Large:
             self._turns.notify_all()
 
 
-Job: TypeAlias = Run | Alone | Section
+Job: TypeAlias = Run | Alone | Section | Window
 
 
 def spans(fills: Iterable[Fill]) -> Iterator[Job]:
@@ -133,6 +150,40 @@ def spans(fills: Iterable[Fill]) -> Iterator[Job]:
             last = end
     if run:
         yield Run(file, first, last, run)
+
+
+def windows(fills: Iterable[Fill]) -> Iterator[Window]:
+    """All of it by file and place in the file, in requests of about `limits().chunk_bytes` that end
+    on a page."""
+    window: Window | None = None
+    last = limit = 0  # where what was added ends, and where the window has to
+    for fill in sorted(fills, key=_place):
+        storage = fill.storage
+        at, end = storage.offset, storage.offset + storage.nbytes
+        if window is not None and not (window.file == storage.file and 0 <= at - last <= GAP):
+            yield replace(window, end=last)
+            window = None
+        if window is not None and (end <= limit or at == end):
+            window.fills.append(fill)
+            last = end if at < end else last  # one without bytes may lie anywhere
+            continue
+        large, turn = Large(fill), 0
+        while window is None or at < end:
+            if window is None or at >= limit:
+                if window is not None:
+                    yield replace(window, end=last)
+                window = Window(storage.file, at, at, [], [])
+                limit = at // PAGE * PAGE + max(PAGE, limits().chunk_bytes)
+                if not turn and end <= limit:
+                    window.fills.append(fill)
+                    last = end
+                    break
+            last = min(end, limit)
+            # The others wait for the end of what they begin, so that is looked at first.
+            window.sections.insert(0, Section(storage.file, at, last, turn, large))
+            at, turn = last, turn + 1
+    if window is not None:
+        yield replace(window, end=last)
 
 
 def _step() -> int:
