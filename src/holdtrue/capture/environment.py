@@ -108,6 +108,12 @@ _versions: dict[str, tuple[tuple[str, str], ...]] = {}  # top-level module → (
 
 def _distributions() -> dict[str, str]:
     """The versions of the distributions that the imported modules belong to."""
+    # Whoever imports or removes a module changes the number, or the last name.
+    return dict(_of_modules(len(sys.modules), next(reversed(sys.modules))))
+
+
+@functools.lru_cache(maxsize=1)
+def _of_modules(number: int, last: str) -> dict[str, str]:
     tops = {name.partition(".")[0] for name in list(sys.modules)}
     for top in tops - _versions.keys():
         _versions[top] = tuple((d.name, d.version) for d in _owners().get(top, ()))

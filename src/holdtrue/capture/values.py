@@ -138,6 +138,10 @@ class ValueEncoder:
                 "it cannot be built again, since tuples are made whole",
                 "break the cycle, or use a list",
             )
+        if depth < limits().value_depth and all(type(item) is int for item in value):
+            # As the 625 numbers of Python's random state are: a step each would show in a stall.
+            nodes = [LEAVES[int](item) for item in value]
+            return {TAG: "size" if type(value) is torch.Size else "tuple", "v": nodes}
         self._open.add(id(value))
         nodes = [self._encode(v, f"{path}[{i}]", depth + 1, inside) for i, v in enumerate(value)]
         self._open.discard(id(value))
