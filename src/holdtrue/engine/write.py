@@ -5,6 +5,7 @@ depend on the number of threads. A tensor arrives in blocks, so that one that co
 never whole in memory.
 """
 
+import os
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -67,9 +68,10 @@ def write_files(
                 filling.fail(error)
 
         # While some write, others fill the next windows: all in step, the disk would wait for the
-        # processor and the processor for the disk.
+        # processor and the processor for the disk. More who fill than there are processors would
+        # only hold more memory.
         in_flight = threading.Semaphore(limits().writes)
-        most = limits().threads + limits().writes
+        most = min(limits().threads, os.cpu_count() or 1) + limits().writes
         in_threads(lambda job: _write_window(job, in_flight, progress), jobs, let_go, most)
         in_threads(NewFile.sync, opened)
     finally:
