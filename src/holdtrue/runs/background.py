@@ -1,8 +1,11 @@
 """What goes on behind the training: one job at a time, its errors kept until someone asks."""
 
+import logging
 import threading
 from collections.abc import Callable
 from contextvars import copy_context
+
+_log = logging.getLogger("holdtrue")
 
 
 class Background:
@@ -17,7 +20,8 @@ class Background:
         return self._thread is not None and self._thread.is_alive()
 
     def start(self, name: str, job: Callable[[], None]) -> None:
-        """Begin a job; the one before must have been waited for."""
+        """Begin a job; the one before must have been waited for. Where no thread can be had, it is
+        done when this returns."""
         if self.busy:
             raise RuntimeError("a job is in progress")
 
@@ -29,8 +33,13 @@ class Background:
 
         # No daemon: those are killed when the main thread ends, half-way through a file.
         thread = threading.Thread(target=copy_context().run, args=(run,), name=name)
-        thread.start()
-        self._thread = thread  # only now: another thread that waits may not join it before
+        try:
+            thread.start()
+        except RuntimeError as error:  # too many threads, or the process exits
+            _log.warning("%s goes on in the foreground: %s", name, error)
+            run()
+        else:
+            self._thread = thread  # only now: another thread that waits may not join it before
 
     def wait(self) -> None:
         """Returns when nothing is in progress. What failed is for `raise_error`."""
