@@ -23,6 +23,7 @@ from benchmarks.speed import (
     growth_results,
     memory,
     page,
+    phases,
     results,
     rounds,
     startup,
@@ -40,6 +41,7 @@ PARTS = {
     "fresh": "a model that is not there yet",
     "training": "what saves behind cost a training loop",
     "memory": "what saving and loading add to a process",
+    "phases": "where the time of a save, a stall and a restore goes",
     "startup": "import and --help",
 }
 _OF_ROUNDS = {
@@ -48,7 +50,7 @@ _OF_ROUNDS = {
     "stall": (rounds.STALL,),
 }
 _FULL = ("1GiB", "4GiB", "5000x10KB", "20000x10KB")
-_QUICK, _QUICK_PARTS = ("128MiB",), ("save", "restore", "stall", "fresh", "startup")
+_QUICK, _QUICK_PARTS = ("128MiB",), ("save", "restore", "stall", "fresh", "phases", "startup")
 
 
 def main(arguments: Sequence[str] | None = None) -> Results:
@@ -71,7 +73,9 @@ def main(arguments: Sequence[str] | None = None) -> Results:
         f"{reached.count(None)} not measured"
     )
     if asked.write:
-        _write(found, Path(asked.results))
+        there = Path(asked.results) / results.NAME
+        with_it = asked.add and there.exists()
+        _write(results.add(results.read(there), found) if with_it else found, there.parent)
     return found
 
 
@@ -89,6 +93,9 @@ def _asked(given: Sequence[str]) -> argparse.Namespace:
     options.add_argument("--dir", help="where files are written; on the disk that is asked about")
     options.add_argument("--gentle", action="store_true", help="drop nobody else's page cache")
     options.add_argument("--write", action="store_true", help="write JSON, chart and page")
+    options.add_argument(
+        "--add", action="store_true", help="keep what is there of other sizes and parts"
+    )
     options.add_argument("--results", default=str(page.RESULTS), help="the folder for --write")
     asked = options.parse_args(given)
     unknown = set(asked.names) - set(PARTS)
@@ -118,12 +125,14 @@ def _run(asked: argparse.Namespace, folder: Path, command: str) -> Results:
         rounds.warm_up(states.build("16 MiB"), taking_part, folder, _say)
     for index, size in enumerate(asked.sizes):
         first = index == 0 and " x " not in size
-        if not measures and not first:
+        if not measures and not first and "phases" not in asked.names:
             continue
         state = states.build(size)
         found.measured.nbytes[size] = state.nbytes
         if measures:
             rounds.run(state, taking_part, asked.rounds, folder, found.measured, measures, _say)
+        if "phases" in asked.names:
+            phases.run(state, asked.rounds, folder, found.measured, _say)
         if first:
             _on_one_state(asked, state, folder, found)
         del state

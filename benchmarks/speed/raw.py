@@ -27,7 +27,11 @@ WRITES = {
     "raw O_DIRECT 2x16 MiB": (2, 16 * MIB, True),
     "raw buffered 4x8 MiB": (4, 8 * MIB, False),
 }
-READS = {"raw O_DIRECT 4x16 MiB": (4, 16 * MIB), "raw O_DIRECT 8x8 MiB": (8, 8 * MIB)}
+READS = {
+    "raw O_DIRECT 4x16 MiB": (4, 16 * MIB, True),
+    "raw O_DIRECT 8x8 MiB": (8, 8 * MIB, True),
+    "raw buffered 4x8 MiB": (4, 8 * MIB, False),  # what bringing it into the page cache costs
+}
 COPIES = {"raw memcpy, 1 thread": 1, "raw memcpy, 2 threads": 2}
 WARM = "raw preadv, 2 threads"
 FRESH = "raw preadv into fresh huge pages, 2 threads"
@@ -50,10 +54,10 @@ def measure(state: State, folder: Path, into: Measured, number: int) -> None:
         with contextlib.suppress(OSError) if direct else contextlib.nullcontext():
             seconds = _written(folder, arena, state.nbytes, threads, step, direct)
             into.add(state.name, "save durable", name, number, seconds)
-    for name, (threads, step) in READS.items():
+    for name, (threads, step, direct) in READS.items():
         files.make_cold(folder)
         with contextlib.suppress(OSError):
-            seconds = _read(folder, arena, size, threads, step)
+            seconds = _read(folder, arena, size, threads, step, direct=direct)
             into.add(state.name, "load cold", name, number, seconds)
     _hashed(state, arena, into, number)
     del target

@@ -37,6 +37,25 @@ def begin(command: str, rounds: int, cold: str, folder: Path, date: str) -> Resu
     )
 
 
+def add(earlier: Results, found: Results) -> Results:
+    """Both: what only the earlier run measured, and all that this one did. Raises
+    ValueError where they are not of one machine with the same versions."""
+    if (earlier.machine, earlier.versions) != (found.machine, found.versions):
+        raise ValueError("the results that are there are of another machine or other versions")
+    both = msgspec.structs.replace(found, measured=earlier.measured)
+    both.command = f"{earlier.command}; {found.command}"
+    both.date = f"{earlier.date}, {found.date}" if earlier.date != found.date else found.date
+    both.seconds += earlier.seconds
+    both.rounds = min(earlier.rounds, found.rounds)
+    of_earlier, new = earlier.measured, found.measured
+    for state, measures in new.values.items():
+        of_earlier.values.setdefault(state, {}).update(measures)
+    for name in ("failed", "few", "nbytes", "absent"):
+        getattr(of_earlier, name).update(getattr(new, name))
+    of_earlier.does = new.does
+    return both
+
+
 def setting(results: Results) -> str:
     """Where, when and with what, in a few lines."""
     of_machine = ", ".join(f"{name}: {what}" for name, what in results.machine.items())

@@ -14,9 +14,9 @@ from pathlib import Path
 from benchmarks.speed import files, raw
 from benchmarks.speed.contenders import Behind, Contender, Load
 from benchmarks.speed.measured import Measured
-from benchmarks.speed.states import State
+from benchmarks.speed.states import GIB, State
 
-SLOW_SECONDS = 12.0  # a contender whose first turn takes longer has fewer rounds
+SLOW_SECONDS = 12.0  # for a GiB or less: whose first turn takes longer has fewer rounds
 SLOW_ROUNDS = 3
 RAW = "raw limits"
 SAVE, DURABLE, COLD, WARM, STALL = "save", "save durable", "load cold", "load warm", "stall"
@@ -40,6 +40,7 @@ def run(
     for one in contenders:
         turns[one.name] = _turn(state, one, folder, into, measures)
     slow: dict[str, float] = {}
+    slow_from = SLOW_SECONDS * max(1.0, state.nbytes / GIB)
     for number in range(rounds):
         names = list(turns)
         at = number % len(names)
@@ -57,7 +58,7 @@ def run(
             took = time.perf_counter() - began
             say(f"{state.name}: round {number + 1} of {rounds}, {name}: {took:.1f} s")
             may_be_slow = name not in (RAW, "holdtrue") and rounds > SLOW_ROUNDS
-            if number == 0 and may_be_slow and took > SLOW_SECONDS:
+            if number == 0 and may_be_slow and took > slow_from:
                 slow[name] = took
     for name, took in slow.items():
         why = f"{SLOW_ROUNDS} rounds of {rounds}: one takes {took:.0f} s"

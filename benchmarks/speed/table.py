@@ -6,7 +6,7 @@ from msgspec import Struct
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks.speed import behind, fresh, memory, raw, startup
+from benchmarks.speed import behind, fresh, memory, phases, raw, startup
 from benchmarks.speed.contenders import Contender
 from benchmarks.speed.measured import Measured, paired, quartiles
 from benchmarks.speed.rounds import COLD, DURABLE, SAVE, STALL, WARM
@@ -51,6 +51,7 @@ def tables(measured: Measured) -> list[Tabled]:
             memory.GROWTH,
         ):
             found.append(_table(measured, state, measure, measure, ()))
+        found += [_table(measured, state, measure, measure, ()) for measure in phases.MEASURES]
     found.append(_table(measured, startup.STATE, startup.START, startup.START, ()))
     found.append(_failed(measured))
     return [one for one in found if one.rows]

@@ -185,9 +185,13 @@ def test_odd_reads_give_the_same_bytes(
 
 
 @needs_preadv
+@pytest.mark.parametrize("chunk", [4096, 1 << 23])
 @pytest.mark.parametrize("fault", FAULTS)
 def test_a_flipped_byte_is_found_by_odd_reads(
-    fault: Callable[[Preadv], Preadv], copied: Path, preadv: Callable[[Preadv], None]
+    fault: Callable[[Preadv], Preadv],
+    chunk: int,
+    copied: Path,
+    preadv: Callable[[Preadv], None],
 ) -> None:
     file = data_file(copied)
     data = bytearray(file.read_bytes())
@@ -196,12 +200,13 @@ def test_a_flipped_byte_is_found_by_odd_reads(
     target = model(1)
     before = values(target)
     preadv(fault(os.preadv))
-    assert [f.code for f in holdtrue.verify(copied).errors] == ["digest-mismatch"]
-    with pytest.raises(holdtrue.DamageError, match="digest-mismatch"):
-        holdtrue.open(copied).restore(model=target)
-    assert_same(before, values(target))
-    with pytest.raises(holdtrue.DamageError, match="target-unusable"):
-        holdtrue.open(copied).restore(model=target, verify="while")
+    with override(chunk_bytes=chunk):
+        assert [f.code for f in holdtrue.verify(copied).errors] == ["digest-mismatch"]
+        with pytest.raises(holdtrue.DamageError, match="digest-mismatch"):
+            holdtrue.open(copied).restore(model=target)
+        assert_same(before, values(target))
+        with pytest.raises(holdtrue.DamageError, match="target-unusable"):
+            holdtrue.open(copied).restore(model=target, verify="while")
 
 
 @needs_preadv

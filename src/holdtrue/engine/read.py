@@ -16,18 +16,28 @@ import xxhash
 from msgspec import Struct
 
 from holdtrue.engine.buffers import PAGE, lease
-from holdtrue.engine.shared_file import SharedFile, copy
-from holdtrue.engine.spans import Alone, Fill, Into, Job, Run, Section, flat, spans
+from holdtrue.engine.shared_file import HOT, SharedFile, copy
+from holdtrue.engine.spans import (
+    Alone,
+    Fill,
+    Into,
+    Job,
+    Run,
+    Section,
+    Window,
+    flat,
+    spans,
+    windows,
+)
 from holdtrue.engine.threads import in_threads
 from holdtrue.findings import Finding
 from holdtrue.formats.checkpoint_directory import unreadable
 from holdtrue.formats.tensor_bytes import digest_mismatch
 from holdtrue.formats.verifying import check_storage
 from holdtrue.formats.view import Storage
-from holdtrue.limits import MIB, limits, override
+from holdtrue.limits import limits, override
 
 _LOOKED_AT = 16
-_HOT = 1 * MIB  # is hashed while it is in the nearest cache of a processor
 Progress = Callable[[int], None]  # told how many more bytes have been read
 
 __all__ = ["Fill", "Into", "Wrong", "damaged_storage", "fill", "verify_storages"]
@@ -83,29 +93,32 @@ def damaged_storage(wrong: Wrong) -> Finding:
 
 
 def _read(fills: list[Fill], progress: Progress | None, *, past_cache: bool) -> list[Wrong]:
-    jobs = list(spans(fills))
     past_cache = past_cache and limits().direct_bytes > 0
+    jobs: list[Job] = list(spans(fills))
+    here = _cached(jobs)
+    if past_cache and not here:
+        jobs = list(windows(fills))
 
     def let_go(error: BaseException) -> None:
         for job in jobs:
             if isinstance(job, Section):
                 job.of.fail(error)
+            elif isinstance(job, Window):
+                for section in job.sections:
+                    section.of.fail(error)
 
     with _opened(jobs, past_cache=past_cache) as files:
 
         def work(job: Job) -> list[Wrong]:
             with files.using(job.file) as file:
-                if isinstance(job, Section):
-                    found = _section(job, file)
-                else:
-                    found = _alone(job, file) if isinstance(job, Alone) else _run(job, file)
+                found = _done(job, file)
             if progress is not None:
                 progress(job.end - job.begin)
             return found
 
         # Copying and hashing keep a processor busy; waiting for the disk does not.
         few = min(limits().threads, os.cpu_count() or 1)
-        with override(threads=few if files.cached(jobs) else limits().threads):
+        with override(threads=few if here else limits().threads):
             results = in_threads(work, jobs, failed=let_go)
     return [one for found in results for one in found]
 
@@ -140,22 +153,6 @@ class _Files:
                 if not self._left[path] and path in self._open:
                     self._open.pop(path).close()
 
-    def cached(self, jobs: list[Job]) -> bool:
-        """Whether the page cache seems to have all of it; a few places are looked at."""
-        for job in jobs[:: max(1, len(jobs) // _LOOKED_AT)]:
-            try:
-                file = SharedFile(job.file, past_cache=False)
-            except OSError:
-                return False
-            try:
-                if not file.has(job.begin):
-                    return False
-            except OSError:  # is told by the one who reads there
-                return False
-            finally:
-                file.close()
-        return True
-
     def close(self) -> None:
         for file in self._open.values():
             file.close()
@@ -168,6 +165,31 @@ def _opened(jobs: list[Job], *, past_cache: bool) -> Iterator[_Files]:
         yield files
     finally:
         files.close()
+
+
+def _cached(jobs: list[Job]) -> bool:
+    """Whether the page cache seems to have all of it; a few places are looked at."""
+    for job in jobs[:: max(1, len(jobs) // _LOOKED_AT)]:
+        try:
+            file = SharedFile(job.file, past_cache=False)
+        except OSError:
+            return False
+        try:
+            if not file.has(job.begin):
+                return False
+        except OSError:  # is told by the one who reads there
+            return False
+        finally:
+            file.close()
+    return True
+
+
+def _done(job: Job, file: SharedFile | OSError) -> list[Wrong]:
+    if isinstance(job, Window):
+        return _window(job, file)
+    if isinstance(job, Section):
+        return _section(job, file)
+    return _alone(job, file) if isinstance(job, Alone) else _run(job, file)
 
 
 def _run(job: Run, file: SharedFile | OSError) -> list[Wrong]:
@@ -232,19 +254,21 @@ def _alone(job: Alone, file: SharedFile | OSError) -> list[Wrong]:
             at = job.begin
             while at < job.end:
                 # Small pieces out of the page cache; few and large requests to the disk.
-                count = min(_HOT, large, job.end - at)
+                count = min(HOT, large, job.end - at)
                 place = buffer if memory is None else memory[at - job.begin :]
-                data = place[:count]
-                if not file.scatter([data], count, at):
-                    count = min(large, job.end - at)
-                    if memory is None:
-                        data = file.fetch(count, at, buffer)
-                    else:
-                        data = place[:count]
-                        data = data[: file.fill(data, at, buffer)]
-                digest.update(data)
-                at += len(data)
-                if len(data) < count:
+                if file.scatter([place[:count]], count, at):
+                    digest.update(place[:count])
+                    at += count
+                    continue
+                count = min(large, job.end - at)
+                if memory is None:
+                    data = file.fetch(count, at, buffer)
+                    digest.update(data)
+                    got = len(data)
+                else:
+                    got = file.fill(place[:count], at, buffer, digest.update)
+                at += got
+                if got < count:
                     return [Wrong(storage)]  # the file ends here
     except OSError as error:
         return [Wrong(storage, error)]
@@ -256,26 +280,57 @@ def _alone(job: Alone, file: SharedFile | OSError) -> list[Wrong]:
 
 
 def _section(job: Section, file: SharedFile | OSError) -> list[Wrong]:
-    large, nbytes = job.of, job.end - job.begin
+    nbytes = job.end - job.begin
     if isinstance(file, OSError):
-        return [Wrong(large.storage, file)]
-    memory = large.memory()
+        return _judged(job, memoryview(b""), file)
     with lease(nbytes + 2 * PAGE) as buffer:
-        error = None
         try:
+            memory = job.of.memory()
             if memory is None:
                 data = file.fetch(nbytes, job.begin, buffer)
             else:
-                first = job.begin - large.storage.offset
+                first = job.begin - job.of.storage.offset
                 data = memory[first : first + nbytes]
                 data = data[: file.fill(data, job.begin, buffer)]
+        except OSError as error:
+            return _judged(job, memoryview(b""), error)
+        return _judged(job, data, None)
+
+
+def _window(job: Window, file: SharedFile | OSError) -> list[Wrong]:
+    data, error, wrong = memoryview(b""), None, []
+    with lease(job.end - job.begin + 2 * PAGE) as buffer:
+        try:
+            if isinstance(file, OSError):
+                raise file
+            data = file.fetch(job.end - job.begin, job.begin, buffer)
         except OSError as raised:
-            data, error, large.unreadable = memoryview(b""), raised, True
-        right = large.hash(job, data)
+            error = raised
+        for one in job.fills:
+            found = _take(one, job.begin, data) if error is None else Wrong(one.storage, error)
+            wrong += [found] if found is not None else []
+        for section in job.sections:
+            part = data[section.begin - job.begin : section.end - job.begin]
+            memory = section.of.memory() if error is None else None
+            if memory is not None:
+                first = section.begin - section.of.storage.offset
+                copy(memory[first : first + len(part)], part)
+            wrong += _judged(section, part, error)
+    return wrong
+
+
+def _judged(section: Section, data: memoryview, error: OSError | None) -> list[Wrong]:
+    """Hash the bytes when it is their turn; at the end of the storage say whether they are right.
+    Also where they could not be read: the sections that follow wait for their turn."""
+    large = section.of
+    large.unreadable = large.unreadable or error is not None
+    right = large.hash(section, data)
     if error is not None:
         return [Wrong(large.storage, error)]
     if right is False and not large.unreadable:
         return [Wrong(large.storage)]
-    if right and large.place is not None and memory is not None:
-        large.place(memory)
+    if right and large.place is not None:
+        memory = large.memory()
+        if memory is not None:
+            large.place(memory)
     return []

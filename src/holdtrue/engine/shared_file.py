@@ -10,17 +10,18 @@ import contextlib
 import errno
 import logging
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from threading import Lock
 from typing import TYPE_CHECKING
 
 from holdtrue.engine.buffers import PAGE
-from holdtrue.limits import KIB
+from holdtrue.limits import KIB, MIB
 from holdtrue.on_demand import numpy as np
 
 if TYPE_CHECKING:
     from typing_extensions import Buffer
 
+HOT = 1 * MIB  # is hashed while it is in the nearest cache of a processor
 _WORTH_ASKING = 128 * KIB  # smaller reads are left to the system's own read-ahead, and cached
 _NO_SUCH_WAY = {errno.EOPNOTSUPP, errno.EINVAL, errno.ENOSYS, errno.EPERM}
 _log = logging.getLogger("holdtrue")
@@ -44,7 +45,7 @@ class SharedFile:
 
     def has(self, offset: int) -> bool:
         """Whether the page cache holds the byte at `offset`."""
-        return self._cached([bytearray(1)], offset) == 1
+        return self._at_once([bytearray(1)], offset) == 1
 
     def scatter(self, targets: "Sequence[Buffer]", nbytes: int, offset: int) -> bool:
         """Fill all the targets in one call out of the page cache; False where it lacks something,
@@ -61,17 +62,38 @@ class SharedFile:
             got = self._buffered(buffer[lead : lead + nbytes], got, offset)
         return buffer[lead : lead + got]
 
-    def fill(self, target: memoryview, offset: int, buffer: memoryview) -> int:
-        """Read into the target, which may be anywhere; how many bytes there were."""
+    def fill(
+        self,
+        target: memoryview,
+        offset: int,
+        buffer: memoryview,
+        seen: Callable[[memoryview], None] = lambda _: None,
+    ) -> int:
+        """Read into the target, which may be anywhere; how many bytes there were. `seen` gets them
+        in order, while the processor's cache still has them where that can be."""
         got = self._cached([target], offset)
+        seen(target[:got])
         left = len(target) - got
         if left >= _WORTH_ASKING and self._past_cache:
             found = self.fetch(left, offset + got, buffer)
-            copy(target[got : got + len(found)], found)
+            for at in range(0, len(found), HOT):
+                piece = found[at : at + HOT]
+                seen(piece)
+                copy(target[got + at : got + at + len(piece)], piece)
             return got + len(found)
-        return self._buffered(target, got, offset) if left else got
+        if left:
+            first, got = got, self._buffered(target, got, offset)
+            seen(target[first:got])
+        return got
 
     def _cached(self, targets: "Sequence[Buffer]", offset: int) -> int:
+        # Linux reads ahead for a read that may not wait, as much as was asked for, even where it
+        # returns nothing: what then goes past the cache would be read twice. One byte costs little.
+        if self._past_cache and not self.has(offset):
+            return 0
+        return self._at_once(targets, offset)
+
+    def _at_once(self, targets: "Sequence[Buffer]", offset: int) -> int:
         if not self._nowait:
             return 0
         try:

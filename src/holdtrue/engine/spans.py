@@ -1,13 +1,20 @@
-"""What a reading reads, in the order in which it lies in the files: runs of small storages, each
-run in one read, larger ones alone, and huge ones in sections that several threads take."""
+"""What a reading reads, in the order in which it lies in the files.
+
+What the page cache has goes straight to its place: runs of small storages, each run in one read,
+larger ones alone, and huge ones in sections that several threads take. What the disk has to bring
+comes in windows, one request each, whatever lies in them: a small read between large ones would
+wait behind them for as long as they do.
+"""
 
 import threading
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any, TypeAlias
 
 import xxhash
 from msgspec import Struct
+from msgspec.structs import replace
 
+from holdtrue.engine.buffers import PAGE
 from holdtrue.formats.view import Storage
 from holdtrue.limits import MIB, limits
 from holdtrue.on_demand import npt
@@ -58,6 +65,16 @@ class Section(Struct, frozen=True, eq=False):
     of: "Large"
 
 
+class Window(Struct, frozen=True, eq=False):
+    """What one request brings past the page cache."""
+
+    file: str
+    begin: int
+    end: int
+    fills: list[Fill]  # that lie in it whole
+    sections: list[Section]  # of storages that reach into other windows
+
+
 class Large:
     """A storage that is read in sections, by several threads, and hashed in order."""
 
@@ -102,26 +119,71 @@ class Large:
             self._turns.notify_all()
 
 
-Job: TypeAlias = Run | Alone | Section
+Job: TypeAlias = Run | Alone | Section | Window
 
 
 def spans(fills: Iterable[Fill]) -> Iterator[Job]:
     """All of it by file and place in the file. Neighbours that are small share a span."""
-    step = _step()
+    step, chunk = _step(), limits().chunk_bytes
     run: list[Fill] = []
+    file, first, last = "", 0, 0  # of the run: where it is, begins, and ends
     for fill in sorted(fills, key=_place):
         storage = fill.storage
-        if run and not _follows(run, storage, step):
-            yield _run(run)
+        begin = storage.offset
+        end = begin + storage.nbytes
+        if run and not (
+            0 <= begin - last <= GAP
+            and end - first <= step
+            and storage.file == file
+            and len(run) < _MOST
+        ):
+            yield Run(file, first, last, run)
             run = []
-        if storage.nbytes > _HUGE * limits().chunk_bytes:
-            yield from _sections(fill, limits().chunk_bytes)
+        if storage.nbytes > _HUGE * chunk:
+            yield from _sections(fill, chunk)
         elif storage.nbytes > step:
-            yield Alone(storage.file, storage.offset, storage.offset + storage.nbytes, fill)
+            yield Alone(storage.file, begin, end, fill)
         else:
+            if not run:
+                file, first = storage.file, begin
             run.append(fill)
+            last = end
     if run:
-        yield _run(run)
+        yield Run(file, first, last, run)
+
+
+def windows(fills: Iterable[Fill]) -> Iterator[Window]:
+    """All of it by file and place in the file, in requests of about `limits().chunk_bytes` that end
+    on a page."""
+    window: Window | None = None
+    last = limit = 0  # where what was added ends, and where the window has to
+    for fill in sorted(fills, key=_place):
+        storage = fill.storage
+        at, end = storage.offset, storage.offset + storage.nbytes
+        if window is not None and not (window.file == storage.file and 0 <= at - last <= GAP):
+            yield replace(window, end=last)
+            window = None
+        if window is not None and (end <= limit or at == end):
+            window.fills.append(fill)
+            last = end if at < end else last  # one without bytes may lie anywhere
+            continue
+        large, turn = Large(fill), 0
+        while window is None or at < end:
+            if window is None or at >= limit:
+                if window is not None:
+                    yield replace(window, end=last)
+                window = Window(storage.file, at, at, [], [])
+                limit = at // PAGE * PAGE + max(PAGE, limits().chunk_bytes)
+                if not turn and end <= limit:
+                    window.fills.append(fill)
+                    last = end
+                    break
+            last = min(end, limit)
+            # The others wait for the end of what they begin, so that is looked at first.
+            window.sections.insert(0, Section(storage.file, at, last, turn, large))
+            at, turn = last, turn + 1
+    if window is not None:
+        yield replace(window, end=last)
 
 
 def _step() -> int:
@@ -136,21 +198,6 @@ def flat(array: "npt.NDArray[Any]") -> memoryview:
 
 def _place(fill: Fill) -> tuple[str, int]:
     return fill.storage.file, fill.storage.offset
-
-
-def _follows(run: Sequence[Fill], storage: Storage, step: int) -> bool:
-    last = run[-1].storage
-    return (
-        last.file == storage.file
-        and 0 <= storage.offset - last.offset - last.nbytes <= GAP
-        and storage.offset + storage.nbytes - run[0].storage.offset <= step
-        and len(run) < _MOST
-    )
-
-
-def _run(fills: list[Fill]) -> Run:
-    first, last = fills[0].storage, fills[-1].storage
-    return Run(first.file, first.offset, last.offset + last.nbytes, fills)
 
 
 def _sections(fill: Fill, step: int) -> Iterator[Section]:
