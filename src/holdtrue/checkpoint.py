@@ -2,7 +2,7 @@
 
 import os
 from collections import OrderedDict
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
@@ -111,17 +111,17 @@ class Checkpoint:
         if record.kind == "module":
             kept = self._manifest.tensors
             names = {n: k for n, k in record.state.get("entries", {}).items() if kept[k].persistent}
-            tensors = self._fresh(detached=frozenset(names.values()))
+            tensors = self._fresh(names.values(), detached=True)
             return OrderedDict((name, tensors(key)) for name, key in names.items())
         if record.kind == "optimizer":
             moments = record.state.get("state", {})
-            state = {name: self._value(node, part) for name, node in moments.items()}
+            value = self._values(record.state, part)
+            state = {name: value(node) for name, node in moments.items()}
             groups = [
-                {**self._value(g["settings"], part), "params": g["params"]}
-                for g in record.state["groups"]
+                {**value(g["settings"]), "params": g["params"]} for g in record.state["groups"]
             ]
             return {"state": state, "param_groups": groups}
-        return self._value(record.state, part)
+        return self._values(record.state, part)(record.state)
 
     @put_off()
     def restore(
@@ -272,21 +272,30 @@ class Checkpoint:
         except HoldtrueError:
             return False
 
-    def _fresh(self, detached: frozenset[str] = frozenset()) -> Any:
-        """Key → a new tensor; a NumPy array where there is no torch."""
+    def _fresh(self, wanted: Iterable[str] = (), *, detached: bool = False) -> Any:
+        """Key → a new tensor, or a NumPy array where there is no torch. Those `wanted` are read at
+        once; `detached` says that they are to be no parameters."""
         if find_spec("torch") is None:
             return lambda key: StoredTensor(self._view.tensors[key], key).numpy()
         from holdtrue.restore.fresh import Fresh
+        from holdtrue.restore.prefilled import prefill
 
-        plain = {key: _detached(self._view.tensors[key]) for key in detached}
-        return Fresh({**self._view.tensors, **plain}, self._agreed, self._proven)
+        keys, tensors = list(wanted), self._view.tensors
+        if detached:
+            tensors = {**tensors, **{key: _detached(tensors[key]) for key in keys}}
+        fresh = Fresh(tensors, self._agreed, self._proven)
+        prefill(fresh, keys)
+        return fresh
 
-    def _value(self, node: Any, part: str) -> Any:
+    def _values(self, state: Any, part: str) -> Callable[[Any], Any]:
+        """Node → value, for nodes within a part's `state`, whose tensors are read at once."""
         if find_spec("torch") is None:
-            return _plain_value(node, part, self._view, self._agreed)
+            return lambda node: _plain_value(node, part, self._view, self._agreed)
         from holdtrue.restore.fresh import decode_value
+        from holdtrue.restore.prefilled import keys_in
 
-        return decode_value(node, self._fresh(), path=part)[0]
+        fresh = self._fresh(keys_in(state))
+        return lambda node: decode_value(node, fresh, path=part)[0]
 
     def _foreign_value(self, tree: Any, part: str) -> Any:
         names = {id(lazy): path for path, lazy in self._view.tensors.items()}

@@ -1,7 +1,8 @@
 """Every number that can be tuned, and every budget that a file is held to, in one place.
 
 Read `limits()` where a number is needed. Each field can be overridden by an environment variable
-of the same name in capitals with the prefix `HOLDTRUE_`, and by `override(...)` in tests.
+of the same name in capitals with the prefix `HOLDTRUE_`, which is read on import, and by
+`override(...)` in tests.
 """
 
 import os
@@ -50,14 +51,32 @@ class Limits(Struct, frozen=True, kw_only=True):
 
 
 _SWITCHES = frozenset({"diff_bytes", "hostname", "direct_bytes"})  # 0 is a value for these
+_COUNTS = frozenset({"threads", "writes"})
+_MOST, _MOST_THREADS = (1 << 62) - 1, 1024  # what file systems and machines can be asked for
+
+
+class SettingError(ValueError):
+    """An environment variable that is no number, or one that cannot be."""
 
 
 def _from_environment() -> Limits:
+    """Raises SettingError. Passing over it was rejected: whoever lowers a budget relies on it."""
     found: dict[str, int] = {}
     for field in fields(Limits):
-        text = os.environ.get("HOLDTRUE_" + field.name.upper(), "")
-        if text.isdecimal() and (int(text) > 0 or field.name in _SWITCHES):
-            found[field.name] = int(text)
+        name = "HOLDTRUE_" + field.name.upper()
+        text = os.environ.get(name, "").strip()
+        if not text:
+            continue
+        least = 0 if field.name in _SWITCHES else 1
+        most = _MOST_THREADS if field.name in _COUNTS else _MOST
+        # The length first: Python refuses to read numbers of thousands of digits.
+        is_number = text.isascii() and text.isdecimal() and len(text) <= 20
+        if not is_number or not least <= int(text) <= most:
+            raise SettingError(
+                f"{name}={text[:40]}: give a whole number from {least} to {most:,}, or unset it "
+                f"for {field.default:,}"
+            )
+        found[field.name] = int(text)
     return Limits(**found)
 
 

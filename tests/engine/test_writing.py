@@ -1,6 +1,8 @@
 """Planned files on the disk: the same bytes whatever the chunks, the threads and the disk do."""
 
+import ctypes
 import errno
+import mmap
 import os
 import random
 import signal
@@ -274,3 +276,47 @@ def test_what_changes_meanwhile_is_kept_as_it_was_written(tmp_path: Path) -> Non
         thread.join()
     for n in range(5):
         assert holdtrue.verify(tmp_path / str(n)).ok
+
+
+def cached(path: Path) -> int:
+    """How many pages of a file are in memory. (A read that does not wait begins to read them.)"""
+    mincore = getattr(ctypes.CDLL(None), "mincore", None) if os.name != "nt" else None
+    if mincore is None:
+        pytest.skip("this system does not tell what is in its page cache")
+    with path.open("rb") as file:
+        memory = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
+    pages = (ctypes.c_ubyte * -(-len(memory) // mmap.PAGESIZE))()
+    first = ctypes.c_char.from_buffer(memory)
+    address = ctypes.c_void_p(ctypes.addressof(first))
+    assert mincore(address, ctypes.c_size_t(len(memory)), pages) == 0
+    del first
+    memory.close()
+    return sum(page & 1 for page in pages)
+
+
+@pytest.mark.parametrize("refused", [False, True])
+def test_what_went_through_the_page_cache_is_let_go_and_told(
+    refused: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fcntl = pytest.importorskip("fcntl")
+    real = os.pwrite
+
+    def pwrite(fd: int, data: memoryview, offset: int) -> int:
+        if refused and fcntl.fcntl(fd, fcntl.F_GETFL) & os.O_DIRECT:
+            raise OSError(errno.EINVAL, "Invalid argument")
+        return real(fd, data, offset)
+
+    monkeypatch.setattr(os, "pwrite", pwrite)
+    value = torch.rand(1 << 20)
+    with override(chunk_bytes=1 << 20 if refused else 999_999):
+        saved = holdtrue.save(tmp_path / "c", value=value)
+    assert saved.buffered is not None
+    assert ("Invalid argument" if refused else "999,999") in saved.buffered
+    assert not cached(tmp_path / "c" / "value.safetensors")
+    with override(direct_bytes=0):  # the page cache is asked for, and keeps what is written
+        saved = holdtrue.save(tmp_path / "asked", value=value)
+    assert saved.buffered is not None
+    assert "direct_bytes is 0" in saved.buffered
+    assert cached(tmp_path / "asked" / "value.safetensors") >= 1024
+    with override(direct_bytes=0):
+        assert holdtrue.save(tmp_path / "small", value=value[:9]).buffered is None

@@ -276,3 +276,43 @@ def test_a_save_in_an_exit_handler_is_kept(tmp_path: Path) -> None:
     """
     subprocess.run([sys.executable, "-c", textwrap.dedent(program)], check=True)
     assert holdtrue.verify(tmp_path / "run@2").findings == ()
+
+
+@pytest.mark.parametrize("overlap", [False, True])
+def test_where_no_thread_can_be_had_the_save_is_done_at_once(
+    overlap: bool,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    def start(_: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    parts = training()
+    advance(parts)
+    run = holdtrue.Run(tmp_path / "run", overlap=overlap, **parts)
+    with monkeypatch.context() as patch, caplog.at_level(logging.WARNING, "holdtrue"):
+        patch.setattr(threading.Thread, "start", start)
+        saving = run.save(1)
+        assert saving.done
+    assert saving.error is None
+    assert "holdtrue-save-1 goes on in the foreground: can't start new thread" in caplog.text
+    expected = {k: v.clone() for k, v in parts["model"].state_dict().items()}
+    advance(parts)  # no step waits for a save that is not going on
+    twin = training()
+    holdtrue.open(tmp_path / "run").restore(**twin)
+    for name, value in twin["model"].state_dict().items():
+        assert torch.equal(value, expected[name]), name
+    with monkeypatch.context() as patch:  # what it fails with is told as of any save
+        patch.setattr(threading.Thread, "start", start)
+        patch.setattr(os, "pwrite", full)
+        saving = run.save(2)
+        assert saving.error is not None
+    advance(parts)
+    with pytest.raises(holdtrue.SaveError):
+        run.close()
+    assert run.steps() == [1]
+
+
+def full(*_: Any) -> int:
+    raise OSError(28, "No space left on device")

@@ -89,6 +89,9 @@ def _called() -> int:
         print("Aborted!", file=sys.stderr)
         return 130
     except Exception as error:
+        if type(error).__name__ == "SettingError":  # raised while the module that has it is made
+            print(f"holdtrue: {error}", file=sys.stderr)
+            return 2
         from holdtrue.errors import HoldtrueError  # not imported where nothing fails
 
         if not isinstance(error, HoldtrueError):

@@ -12,6 +12,7 @@ from pathlib import Path
 import xxhash
 from msgspec import Struct, field
 
+from holdtrue.engine.buffers import lease
 from holdtrue.engine.layout import Placement, PlannedFile
 from holdtrue.engine.threads import in_threads
 from holdtrue.engine.windows import Readable
@@ -79,14 +80,18 @@ def _stands(earlier: Earlier, file: PlannedFile, digests: Mapping[str, str]) -> 
     def same(placement: Placement) -> bool:
         digest = xxhash.xxh3_128()
         done, step = 0, limits().chunk_bytes
-        with path.open("rb", buffering=0) as opened:
+        # Into memory that is kept: what `read` returns is taken anew, and never quite given back.
+        with (
+            path.open("rb", buffering=0) as opened,
+            lease(min(step, placement.nbytes) or 1) as buffer,
+        ):
             opened.seek(placement.offset)
             while done < placement.nbytes:
-                block = opened.read(min(step, placement.nbytes - done))
-                if not block:
+                count = opened.readinto(buffer[: min(len(buffer), placement.nbytes - done)])
+                if not count:
                     return False
-                digest.update(block)
-                done += len(block)
+                digest.update(buffer[:count])
+                done += count
         return digest.hexdigest() == digests[placement.key]
 
     try:

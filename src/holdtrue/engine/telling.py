@@ -1,7 +1,8 @@
 """How far something long is, told to a function of the caller's. The library itself shows nothing.
 
 It is told bytes done and bytes in all, from any thread, one call at a time. Where it has a `close`,
-that is called when the work ends, well or not.
+that is called when the work ends, well or not. An exception of its own costs the bar, not the
+work; KeyboardInterrupt, SystemExit and their like end the work, as they would between two lines.
 """
 
 import contextlib
@@ -27,6 +28,24 @@ def telling(tell: Tell | None, total: int) -> Iterator[Progress | None]:
         teller.finish()
     finally:
         teller.close()
+
+
+@contextlib.contextmanager
+def held_back(progress: Progress | None) -> Iterator[Progress | None]:
+    """What a callback interrupts with inside the block is raised at its end: for what must not stop
+    half-way. An error of the block itself is raised instead."""
+    interrupts: list[BaseException] = []
+
+    def add(nbytes: int) -> None:
+        if progress is not None and not interrupts:
+            try:
+                progress(nbytes)
+            except BaseException as error:
+                interrupts.append(error)
+
+    yield add
+    if interrupts:
+        raise interrupts[0]
 
 
 class _Teller:

@@ -7,7 +7,7 @@ exit, and a save that is in progress then has to come to its end.
 import contextlib
 from collections.abc import Callable, Iterable
 from contextvars import copy_context
-from threading import Thread
+from threading import Event, Thread
 from typing import TypeVar
 
 from holdtrue.limits import limits
@@ -46,18 +46,33 @@ def in_threads(
 
     # Each in a copy of the caller's context: the limits in force are kept there.
     count = min(most or limits().threads, len(todo)) - 1  # the caller's own thread works too
-    threads = [Thread(target=copy_context().run, args=(run,)) for _ in range(count)]
-    begun: list[Thread] = []
-    with contextlib.suppress(RuntimeError):  # none can be begun any more while the process exits
-        for thread in threads:
-            thread.start()
-            begun.append(thread)
+    ended = [Event() for _ in range(count)]
+
+    def run_on(event: Event) -> None:
+        try:
+            run()
+        finally:
+            event.set()
+
+    threads = [Thread(target=copy_context().run, args=(run_on, event)) for event in ended]
     try:
+        with contextlib.suppress(RuntimeError):  # none can be begun any more, or there are too many
+            for thread in threads:
+                thread.start()
         run()
     except BaseException as error:  # an interrupt that came between two jobs
         end(error)
-    for thread in begun:
-        thread.join()
+    # Nobody is left behind, also where an interrupt comes now: the caller closes the files next,
+    # and their numbers are soon those of others. One that has no `ident` finds `errors` first.
+    left = [(t, e) for t, e in zip(threads, ended, strict=True) if t.ident is not None]
+    while left:
+        try:
+            thread, event = left[-1]
+            event.wait()  # a `join` that was interrupted once takes the thread for ended
+            thread.join()
+            left.pop()
+        except BaseException as error:
+            end(error)
     if errors:
         raise errors[0]
     return [results[index] for index in range(len(todo))]

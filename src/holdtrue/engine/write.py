@@ -5,6 +5,7 @@ depend on the number of threads. A tensor arrives in blocks, so that one that co
 never whole in memory.
 """
 
+import os
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -16,8 +17,9 @@ from holdtrue.engine.layout import Placement, PlannedFile
 from holdtrue.engine.new_file import NewFile
 from holdtrue.engine.threads import in_threads
 from holdtrue.engine.windows import Filling, Readable, Together, Window, windows
-from holdtrue.limits import limits
+from holdtrue.limits import MIB, limits
 
+_LARGE = 1 * MIB  # is worth a word where nothing else says what is large
 Progress = Callable[[int], None]  # told how many more bytes have been written, on any thread
 
 
@@ -52,9 +54,11 @@ def write_files(
     try:
         for file in files:
             step = limits().chunk_bytes
-            direct = file.nbytes >= limits().direct_bytes > 0 and step % PAGE == 0
-            made = NewFile(directory / file.name, file.nbytes, direct=direct)
+            large = file.nbytes >= limits().direct_bytes > 0
+            made = NewFile(directory / file.name, file.nbytes, direct=large and step % PAGE == 0)
             opened.append(made)
+            if large and step % PAGE:
+                made.refused = f"chunks of {step:,} bytes (chunk_bytes) are no whole pages"
             image = (images or {}).get(file.name)
             filling = Filling(file, sources, together)
             fillings.append(filling)
@@ -67,16 +71,20 @@ def write_files(
                 filling.fail(error)
 
         # While some write, others fill the next windows: all in step, the disk would wait for the
-        # processor and the processor for the disk.
+        # processor and the processor for the disk. More who fill than there are processors would
+        # only hold more memory.
         in_flight = threading.Semaphore(limits().writes)
-        most = limits().threads + limits().writes
+        most = min(limits().threads, os.cpu_count() or 1) + limits().writes
         in_threads(lambda job: _write_window(job, in_flight, progress), jobs, let_go, most)
         in_threads(NewFile.sync, opened)
     finally:
         for made in opened:
             made.close()
     digests = {key: text for filling in fillings for key, text in filling.digests.items()}
-    return FilesWritten(digests, next((f.refused for f in opened if f.refused), None))
+    refused = next((f.refused for f in opened if f.refused), None)
+    if not limits().direct_bytes and any(file.nbytes >= _LARGE for file in files):
+        refused = "direct writes are switched off (direct_bytes is 0)"
+    return FilesWritten(digests, refused)
 
 
 def _write_window(job: _Job, in_flight: threading.Semaphore, progress: Progress | None) -> None:

@@ -12,7 +12,7 @@ import torch
 from holdtrue.capture.raw import dtype_named, raw_view
 from holdtrue.engine.page_cache import fits_page_cache
 from holdtrue.engine.read import Fill, Into, Wrong, damaged_storage, fill, verify_storages
-from holdtrue.engine.telling import Tell, telling
+from holdtrue.engine.telling import Tell, held_back, telling
 from holdtrue.engine.write import Progress
 from holdtrue.errors import DamageError, HoldtrueError, RestoreError, fail
 from holdtrue.findings import Finding, Report, report
@@ -65,13 +65,13 @@ def apply(
         damaged = verify_storages(storages, tell, past_cache=too_many)
         if damaged:
             raise DamageError(report(subject, damaged))
-        with _uninterrupted():
+        with _uninterrupted(), held_back(tell) as told:
             _run(plan.actions, subject)
-            wrong = _fill(straight, gathered, tell, past_cache=while_reading or new or too_many)
-    if wrong and new:
-        raise DamageError(report(subject, [damaged_storage(one) for one in wrong]))
-    if wrong:
-        raise DamageError(report(subject, [_unusable(wrong, verified=not while_reading)]))
+            wrong = _fill(straight, gathered, told, past_cache=while_reading or new or too_many)
+            if wrong and new:
+                raise DamageError(report(subject, [damaged_storage(one) for one in wrong]))
+            if wrong:  # is said first, whatever else is raised
+                raise DamageError(report(subject, [_unusable(wrong, verified=not while_reading)]))
     return found
 
 

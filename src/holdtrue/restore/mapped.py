@@ -28,27 +28,11 @@ class Maps:
 
     def tensor(self, lazy: LazyTensor) -> Tensor | None:
         """None for what does not lie in the file as it would lie in memory: that has to be read."""
-        dtype, row = dtype_named(lazy.dtype), DTYPES.get(lazy.dtype)
-        if dtype is None or row is None or not row.itemsize or len(lazy.pieces) != 1:
+        dtype = dtype_named(lazy.dtype)
+        if dtype is None or not lies_as_in_memory(lazy):
             return None
-        if lazy.layout != "strided" or lazy.class_name is not None or lazy.lazy_bits:
-            return None
-        piece, count = lazy.pieces[0], product(lazy.shape)
-        storage = piece.storage
-        plain = (
-            count
-            and storage.codec == "raw"
-            and not storage.big_endian
-            and storage.digest is not None  # else nothing proves what is mapped
-            and piece.shape == lazy.shape
-            and not piece.offset
-            and is_contiguous(piece)
-            and lazy.overlap is None
-            and lazy.stride == contiguous_stride(lazy.shape)
-            and storage.nbytes == count * row.itemsize
-            and storage.offset % row.itemsize == 0
-        )
-        if not plain or lazy.numpy is not None:
+        storage, count = lazy.pieces[0].storage, product(lazy.shape)
+        if storage.offset % DTYPES[lazy.dtype].itemsize:
             return None
         flat = torch.frombuffer(self._map(storage), dtype=dtype, count=count, offset=storage.offset)
         self.addresses.add(flat.data_ptr())
@@ -65,6 +49,32 @@ class Maps:
         if len(self._maps[file]) < storage.offset + storage.nbytes:
             raise fail(DamageError, file, _unmapped(storage, "the file is shorter than that now"))
         return self._maps[file]
+
+
+def lies_as_in_memory(lazy: LazyTensor) -> bool:
+    """Whether its bytes in the file are those of a contiguous tensor, with a digest that proves
+    them."""
+    row = DTYPES.get(lazy.dtype)
+    if row is None or not row.itemsize or len(lazy.pieces) != 1 or lazy.numpy is not None:
+        return False
+    if lazy.layout != "strided" or lazy.class_name is not None or lazy.lazy_bits:
+        return False
+    piece, count = lazy.pieces[0], product(lazy.shape)
+    storage = piece.storage
+    return bool(
+        count
+        and min(lazy.shape, default=1) > 0
+        and not lazy.dtype.startswith(("qint", "quint"))
+        and storage.codec == "raw"
+        and not storage.big_endian
+        and storage.digest is not None
+        and piece.shape == lazy.shape
+        and not piece.offset
+        and is_contiguous(piece)
+        and lazy.overlap is None
+        and lazy.stride == contiguous_stride(lazy.shape)
+        and storage.nbytes == count * row.itemsize
+    )
 
 
 def _unmapped(storage: Storage, why: str) -> Finding:
