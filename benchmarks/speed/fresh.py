@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 import holdtrue
 from benchmarks.speed import files, raw
 from benchmarks.speed.measured import Measured
-from benchmarks.speed.ours import BUILD, MAPPED
+from benchmarks.speed.ours import BUILD, MAPPED, ON_META
 from benchmarks.speed.rounds import Say, said
 from benchmarks.speed.states import Gpt, State
 
@@ -84,7 +84,13 @@ def _ways(model: Gpt, folder: Path) -> dict[str, Callable[[], torch.nn.Module]]:
     def opened() -> holdtrue.Checkpoint:
         return holdtrue.open(folder / "checkpoint", trust=["benchmarks"])
 
+    def filled() -> Gpt:
+        made = empty()
+        opened().restore(model=made)
+        return made
+
     return {
+        ON_META: filled,
         BUILD: lambda: opened().build(),
         MAPPED: lambda: opened().build(mapped=True),
         SAFETENSORS: lambda: assigned(load_file(folder / "model.safetensors")),

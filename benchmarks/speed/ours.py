@@ -12,6 +12,7 @@ SAVE = "holdtrue"
 VERIFIED = "holdtrue restore"
 WHILE = 'holdtrue restore(verify="while")'
 BUILD, MAPPED = "holdtrue build", "holdtrue build(mapped=True)"
+ON_META = "holdtrue restore into a model on meta"
 PLAIN = "holdtrue Run.save"
 OVERLAP = "holdtrue Run.save, overlap=True"
 _PLACE = "checkpoint"

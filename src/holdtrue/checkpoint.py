@@ -147,8 +147,9 @@ class Checkpoint:
         `probe=True` runs the probe that was saved, with the restored model (`probe=inputs` where
         they were too large to keep), and adds what it says to the report. `source` says, for files
         of other formats, which state dict a target is filled from: {"model": "ema"}. `on_conflict`
-        says whose settings of optimizers and schedulers are used where they differ. `progress` is
-        told bytes done and bytes in all, from any thread; `holdtrue.ProgressBar()` shows them.
+        says whose settings of optimizers and schedulers are used where they differ. What is filled
+        of a module on the meta device gets memory on the CPU first. `progress` is told bytes done
+        and bytes in all, from any thread; `holdtrue.ProgressBar()` shows them.
 
         Raises RestoreError when something does not fit, and DamageError when bytes on disk are not
         those that were written; either way nothing has been changed. `verify="while"` reads every
@@ -162,6 +163,7 @@ class Checkpoint:
         from holdtrue.capture.parts import RNG
         from holdtrue.restore.apply import apply
         from holdtrue.restore.fitting import explained
+        from holdtrue.restore.on_meta import fills_only, memory_for
         from holdtrue.restore.plan import Choice
         from holdtrue.restore.request import Request, plan_request
 
@@ -189,11 +191,14 @@ class Checkpoint:
             rng=resume,
         )
         planned = plan_request(request)
-        plan = planned.plan
-        if self._manifest is None and any(f.severity == "error" for f in plan.findings):
-            plan.findings = explained(request, planned)
-        with self._unless_replaced():
-            done = apply(plan, str(self.path), progress, while_reading=verify == "while")
+        with memory_for(targets, planned.plan) as given:
+            planned = plan_request(request) if given else planned
+            plan = planned.plan
+            if self._manifest is None and any(f.severity == "error" for f in plan.findings):
+                plan.findings = explained(request, planned)
+            with self._unless_replaced():
+                once, new = verify == "while", fills_only(plan, given)
+                done = apply(plan, str(self.path), progress, while_reading=once, new=new)
         return done if probe is False else self._probed(done, probe, targets)
 
     def _probed(self, done: Report, probe: Any, targets: Mapping[str, Any]) -> Report:

@@ -76,20 +76,20 @@ def _memory(key: str, lazy: LazyTensor, entry: Entry, tensors: Fresh, maps: Maps
         raise unusable(key, f"its strides {lazy.stride} do not fit {lazy.shape}")
     empty = None if maps is None else maps.tensor(lazy)
     if empty is None:
-        empty = _untouched(lazy, dtype)
+        empty = untouched(lazy.shape, lazy.stride, dtype)
     if entry.is_parameter:
         return _as_parameter(empty, lazy)
     return empty.requires_grad_() if lazy.requires_grad else empty
 
 
-def _untouched(lazy: LazyTensor, dtype: torch.dtype) -> Tensor:
+def untouched(shape: tuple[int, ...], stride: tuple[int, ...], dtype: torch.dtype) -> Tensor:
     """New memory, of large tensors in large pages: most of what a fresh load takes is the system's
     handing out of memory, page by page. Each tensor has memory of its own, which goes with it."""
-    count = product(lazy.shape)
-    if count * dtype.itemsize < _LARGE or lazy.stride != contiguous_stride(lazy.shape):
-        return torch.empty_strided(lazy.shape, lazy.stride, dtype=dtype, device="cpu")
+    count = product(shape)
+    if count * dtype.itemsize < _LARGE or stride != contiguous_stride(shape):
+        return torch.empty_strided(shape, stride, dtype=dtype, device="cpu")
     memory = anonymous(count * dtype.itemsize)
-    return torch.frombuffer(memory, dtype=dtype, count=count).view(lazy.shape)
+    return torch.frombuffer(memory, dtype=dtype, count=count).view(shape)
 
 
 def _as_parameter(tensor: Tensor, lazy: LazyTensor) -> Tensor:

@@ -341,9 +341,10 @@ def _on_meta(where: str) -> Finding:
         code="target-on-meta",
         severity="error",
         where=where,
-        what="the target is on the meta device: there is no memory to fill",
-        why="a module built under torch.device('meta') has shapes and no storage",
-        fix='model.to_empty(device="cpu") before restoring',
+        what="the target is on the meta device, and cannot be given memory",
+        why="a tensor there is of another class than torch's own, or a view or a weak reference "
+        "holds it",
+        fix='model.to_empty(device="cpu") before restoring, and the optimizer made after that',
     )
 
 
