@@ -8,15 +8,23 @@ import pytest
 import torch
 
 
-@pytest.fixture(scope="package", autouse=True)
-def warmed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+@pytest.fixture(scope="module", autouse=True)
+def alone_and_quiet() -> Iterator[None]:
+    """What is forked has one thread, and its warnings are for nobody. For these modules only: the
+    same process goes on with tests of others."""
+    threads, log = torch.get_num_threads(), logging.getLogger("holdtrue")
+    level = log.level
+    torch.set_num_threads(1)
+    log.setLevel(logging.CRITICAL)
+    yield
+    torch.set_num_threads(threads)
+    log.setLevel(level)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def warmed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     from scenarios import warm
 
-    threads = torch.get_num_threads()
-    level = logging.getLogger("holdtrue").level
-    torch.set_num_threads(1)
     place = tmp_path_factory.mktemp("warm")
     warm(place)
-    yield place
-    torch.set_num_threads(threads)
-    logging.getLogger("holdtrue").setLevel(level)
+    return place

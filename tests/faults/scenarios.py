@@ -1,6 +1,5 @@
 """What is interrupted: each prepares a directory, acts on it, and says what may be there then."""
 
-import logging
 import os
 import shutil
 import subprocess
@@ -361,7 +360,6 @@ def _check_pruned(root: Path) -> None:
 
 def warm(tmp: Path) -> None:
     """Once through everything, so that no child imports."""
-    logging.getLogger("holdtrue").setLevel(logging.CRITICAL)
     for number, scenario in enumerate(SCENARIOS):
         root = tmp / f"warm-{number}"
         scenario.prepare(root)
