@@ -19,7 +19,7 @@ class Stopped(Exception):
     pass
 
 
-def made(path, stop_at=None):
+def made(path, stop_at=None, **options):
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(3, 3), nn.Dropout(0.5))
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
@@ -34,11 +34,35 @@ def made(path, stop_at=None):
         return loss.item()
 
     trainer = Engine(step)
-    return trainer, HoldtrueSaver(path, trainer, model=model, optimizer=optimizer)
+    return trainer, HoldtrueSaver(path, trainer, model=model, optimizer=optimizer, **options)
 
 
 def loader():
     return DataLoader(torch.arange(24.0).reshape(8, 3), batch_size=2, shuffle=True)
+
+
+@pytest.mark.parametrize("failing", [{3}, {2, 3}, {4}, {8}, {7, 8}])
+def test_a_save_that_fails_removes_nothing_and_ends_nothing(failing, tmp_path, monkeypatch):
+    trainer, saver = made(tmp_path / "run", on_error="warn")
+    handler = Checkpoint(saver.parts, saver, n_saved=1)
+    real, there = holdtrue.saving.write_checkpoint, []
+
+    def write(*args, **kwargs):
+        if trainer.state.iteration in failing:
+            raise OSError(28, "No space left on device")
+        return real(*args, **kwargs)
+
+    def wait(engine):  # so that the iteration is the one that was saved
+        saver.run.flush()
+        there.append(saver.run.steps())
+
+    monkeypatch.setattr(holdtrue.saving, "write_checkpoint", write)
+    trainer.add_event_handler(Events.ITERATION_COMPLETED, handler)
+    trainer.add_event_handler(Events.ITERATION_COMPLETED, wait)
+    trainer.run(loader(), max_epochs=2)
+    assert all(there)
+    assert saver.run.steps()[-1] == max(set(range(1, 9)) - failing)
+    assert holdtrue.verify(tmp_path / "run").ok
 
 
 def test_what_ignite_drops_goes_once_the_next_is_durable(tmp_path):

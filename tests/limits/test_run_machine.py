@@ -141,6 +141,18 @@ class RunMachine(RuleBasedStateMachine):
         self.resumed([step], step)
 
     @precondition(lambda self: self.kept)
+    @rule()
+    def resume_best(self) -> None:
+        self.run.flush()
+        ranked = sorted((k.loss, -s) for s, k in self.kept.items() if k.loss is not None)
+        order = [-s for _, s in ranked]
+        if all(step in self.passed_over for step in order):
+            with pytest.raises(holdtrue.OpenError):
+                self.run.resume(at="best")
+            return
+        self.resumed(order, "best")
+
+    @precondition(lambda self: self.kept)
     @rule(data=st.data())
     def delete_by_hand(self, data: st.DataObject) -> None:
         step = data.draw(st.sampled_from(sorted(self.kept)))

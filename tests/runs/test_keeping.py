@@ -1,5 +1,6 @@
 """What is kept: by age, read back, never without a whole one; `prune` and `log` say what is."""
 
+import errno
 import io
 import json
 import os
@@ -165,6 +166,30 @@ def test_log_tells_cost_commit_and_changes(tmp_path: Path) -> None:
 
 
 @pytest.mark.skipif(os.name == "nt", reason="signals")
+def test_one_that_cannot_be_read_back_is_not_said_to_differ(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = saved(tmp_path / "run", {1: 1, 2: 1})
+    run.keep, run.verify = Keep(last=1), "after"
+
+    def refuse(*_: Any) -> int:
+        raise OSError(errno.ENOMEM, "Cannot allocate memory")
+
+    real = pruning._forget_cached
+    monkeypatch.setattr(
+        pruning, "_forget_cached", lambda f: (real(f), monkeypatch.setattr(os, "preadv", refuse))
+    )
+    nn.init.zeros_(run.parts["model"].weight)
+    with pytest.raises(holdtrue.DamageError) as caught:
+        run.save(3, wait=True)
+    (found,) = caught.value.report.errors
+    assert found.code == "read-failed"
+    assert "Cannot allocate memory" in found.why
+    assert "memory" in found.fix
+    monkeypatch.undo()
+    assert run.steps() == [1, 2, 3]
+
+
 def test_follow_shows_new_checkpoints_as_they_come(tmp_path: Path) -> None:
     run = saved(tmp_path / "run", {1: 0.5})
     # A shell's background job, and with it whatever it starts, ignores the interrupt.

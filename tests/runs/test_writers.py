@@ -197,6 +197,7 @@ def test_a_dead_process_is_no_owner_while_its_children_live(tmp_path: Path) -> N
         """
         import os, signal
         if not (child := os.fork()):
+            os.closerange(0, 3)  # whoever reads them would wait for this process
             time.sleep(60)
             os._exit(0)
         print(child, flush=True)
@@ -208,7 +209,7 @@ def test_a_dead_process_is_no_owner_while_its_children_live(tmp_path: Path) -> N
         run.save(2, wait=True)
         run.close()
     finally:
-        os.kill(int(said), signal.SIGKILL)
+        os.kill(int(said), signal.SIGKILL)  # it has lived until now
 
 
 def test_a_directory_that_was_removed_is_locked_anew(tmp_path: Path) -> None:

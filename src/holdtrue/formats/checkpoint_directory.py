@@ -297,6 +297,7 @@ def unreadable(path: Path, error: OSError) -> HoldtrueError:
             ),
         )
     denied = error.errno in (errno.EACCES, errno.EPERM)
+    short = "free memory" if error.errno == errno.ENOMEM else "check the disk"
     return fail(
         OpenError,
         str(path),
@@ -306,7 +307,7 @@ def unreadable(path: Path, error: OSError) -> HoldtrueError:
             where=str(path),
             what="it may not be read" if denied else "it cannot be read",
             why=f"the system says: {error.strerror or error}",
-            fix=f"chmod -R u+rX {path.parent}" if denied else "check the disk, then try again",
+            fix=f"chmod -R u+rX {path.parent}" if denied else f"{short}, then try again",
         ),
     )
 

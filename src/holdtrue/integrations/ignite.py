@@ -22,6 +22,7 @@ except ModuleNotFoundError as error:
 
 from holdtrue.errors import SaveError, fail
 from holdtrue.findings import Finding
+from holdtrue.runs.handle import Saving
 from holdtrue.runs.keep import Keep
 from holdtrue.runs.run import Run
 from holdtrue.storage.commit import remove
@@ -42,6 +43,7 @@ class HoldtrueSaver(BaseSaveHandler):  # type: ignore[misc, unused-ignore]
         *,
         keep: Keep | None = None,
         busy: Literal["wait", "skip"] = "wait",
+        on_error: Literal["raise", "warn"] = "raise",
         **parts: Any,
     ) -> None:
         if idist.get_world_size() > 1:
@@ -50,7 +52,8 @@ class HoldtrueSaver(BaseSaveHandler):  # type: ignore[misc, unused-ignore]
             )
         self.trainer = trainer
         self.parts: dict[str, Any] = {"trainer": trainer, **parts}
-        self.run = Run(path, keep=keep, busy=busy, **self.parts)
+        self.run = Run(path, keep=keep, busy=busy, on_error=on_error, **self.parts)
+        self._last: Saving | None = None
         self._steps: dict[str, int] = {}  # Ignite's file name → step
         self._dropped: list[str] = []  # since the last save
         self._doomed: list[str] = []  # before it: to be removed when it is durable
@@ -74,11 +77,11 @@ class HoldtrueSaver(BaseSaveHandler):  # type: ignore[misc, unused-ignore]
         given = metadata or {}
         name, score = given.get("score_name"), given.get("priority")
         saving = self.run.save(step, {name: float(score)} if name and score is not None else None)
-        if saving.skipped:
+        if saving.skipped or saving.error is not None:
             return
         self._steps[filename] = step
-        self._remove(self._doomed)  # the save before this one is durable now
-        self._doomed, self._dropped = self._dropped, []
+        self._remove_doomed()  # the save before this one has ended
+        self._last = saving
 
     def remove(self, filename: str) -> None:
         """Later: Ignite asks for this before it saves the next one."""
@@ -96,14 +99,20 @@ class HoldtrueSaver(BaseSaveHandler):  # type: ignore[misc, unused-ignore]
     def close(self) -> None:
         """Wait until the last save is durable, and remove what was dropped."""
         self.run.close()
-        self._remove(self._doomed + self._dropped)
-        self._doomed, self._dropped = [], []
+        self._remove_doomed()
+        self._remove_doomed()  # and what was dropped since
 
-    def _remove(self, filenames: Iterable[str]) -> None:
-        for filename in filenames:
+    def _remove_doomed(self) -> None:
+        """What was dropped before the last save, where that one is durable; else it is all there
+        is, and waits for one that is."""
+        if self._last is not None and self._last.error is not None:
+            self._doomed, self._dropped = self._doomed + self._dropped, []
+            return
+        for filename in self._doomed:
             step = self._steps.pop(filename, None)
             if step is not None:
                 remove(self.run.path / step_name(step))
+        self._doomed, self._dropped = self._dropped, []
 
     def _before_loader(self) -> None:
         if self._random is not None and not _keeps_its_place(self.trainer):

@@ -16,6 +16,7 @@ from holdtrue.findings import Finding
 from holdtrue.limits import limits
 from holdtrue.records.architecture import Architecture
 from holdtrue.records.environment import Environment
+from holdtrue.records.members import repeated
 from holdtrue.records.recipe import Rebuild
 
 FORMAT = "holdtrue"
@@ -147,7 +148,11 @@ def encode_manifest(manifest: Manifest) -> bytes:
 def decode_manifest(raw: bytes, where: str) -> Manifest:
     """The manifest, its digest and types checked. Raises OpenError for a newer version, else
     DamageError. What it says is checked by `records/consistency.py`."""
-    return _decode(raw, where, Manifest)
+    manifest = _decode(raw, where, Manifest)
+    name = repeated(raw, ("parts", "tensors", "files"))
+    if name is not None:
+        raise _damaged(where, f"it has {name[:100]!r} twice in one object")
+    return manifest
 
 
 def decode_summary(raw: bytes, where: str) -> Summary:

@@ -364,7 +364,6 @@ for _class in _CALLABLES:
         )
     )
 
-# The last one counts, as in every JSON reader; the digest is of both.
 for _key, _value in {
     "step": "7",
     "files": "{}",
@@ -377,8 +376,37 @@ for _key, _value in {
             f"`{_key}` twice",
             FAMILY,
             "one value to one reader, another to the next",
-            INERT if _key in ("step", "parts") else DAMAGED,
+            DAMAGED,
             _duplicate(_key, _value),
+        )
+    )
+
+
+def _twice_within(member: str) -> Callable[[Path], Path]:
+    """Its first name once more at its end, with what stands there."""
+
+    def make(folder: Path) -> Path:
+        place = kept(folder)
+        body = unseal(place)
+        name = next(iter(body[member]))
+        whole = json.dumps(body[member], separators=(",", ":"))
+        again = json.dumps({name: body[member][name]}, separators=(",", ":"))
+        text = json.dumps(body, separators=(",", ":"))[:-1]
+        twice = text.replace(f'"{member}":{whole}', f'"{member}":{whole[:-1]},{again[1:]}')
+        (place / "manifest.json").write_bytes(_sealed_text(twice.encode()))
+        return place
+
+    return make
+
+
+for _key in ("files", "parts", "tensors"):
+    add(
+        Attack(
+            f"a name twice within `{_key}`",
+            FAMILY,
+            "one value to one reader, another to the next",
+            DAMAGED,
+            _twice_within(_key),
         )
     )
 

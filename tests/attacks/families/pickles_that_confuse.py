@@ -51,6 +51,12 @@ _add(
     lambda: b"\x80\x04C\x02osC\x06system\x93" + text(canary.shell()) + b"\x85R.",
 )
 _add(
+    "STACK_GLOBAL of a module without a name",
+    "to end a rule that looks its package up in a traceback; found by fuzzing",
+    told("class-missing"),
+    lambda: b"\x80\x04\x8c\x00\x8c\x06system\x93" + text(canary.shell()) + b"\x85R.",
+)
+_add(
     "STACK_GLOBAL with a dup between",
     "to shift what a scanner takes for the names",
     RUN,
