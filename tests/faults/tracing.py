@@ -81,6 +81,7 @@ def run_child(act: Act, root: Path, scratch: Path, *options: str) -> Ended:
     os.close(answers)
     strace = None
     try:
+        os.read(answer, 1)  # it is ready: what it opens for itself is not among the calls
         if options:
             strace = subprocess.Popen(
                 ["strace", "-f", "-y", "-o", str(log), *options, "-p", str(pid)],
@@ -124,6 +125,7 @@ def _child(act: Act, root: Path, go: int, answers: int, output: Path) -> None:
         os.close(fd)
         sys.stdout = os.fdopen(1, "w", closefd=False)
         sys.stderr = os.fdopen(2, "w", closefd=False)
+        os.write(answers, b" ")
         select.select([go], [], [])  # and no read: that would be the first one of those counted
         told = act(root)
         os.write(answers, json.dumps(told).encode())
