@@ -6,6 +6,7 @@ everyone alike, and ratios are taken within a round.
 
 import gc
 import shutil
+import tempfile
 import time
 import warnings
 from collections.abc import Callable, Collection
@@ -54,6 +55,7 @@ def run(
             except Exception as error:
                 into.failed.setdefault(state.name, {})[name] = said(error)
             finally:
+                gc.collect()  # who failed may hold memory and files, up to the last descriptor
                 files.empty(folder)
             took = time.perf_counter() - began
             say(f"{state.name}: round {number + 1} of {rounds}, {name}: {took:.1f} s")
@@ -96,9 +98,26 @@ def _turn(
             _saved_and_loaded(state, one, folder, into, measures, number)
             if STALL in measures:
                 for name, make in one.behind.items():
-                    _held_up(state, name, make, folder, into, number)
+                    _held_up_or_failed(state, name, make, folder, into, number)
 
     return turn
+
+
+def _held_up_or_failed(
+    state: State,
+    name: str,
+    make: Callable[[State, Path], Behind],
+    folder: Path,
+    into: Measured,
+    number: int,
+) -> None:
+    """Who fails behind, and can save in front, keeps the turns at that."""
+    if name in into.failed.get(state.name, {}):
+        return
+    try:
+        _held_up(state, name, make, folder, into, number)
+    except Exception as error:
+        into.failed.setdefault(state.name, {})[name] = said(error)
 
 
 def _saved_and_loaded(
@@ -152,8 +171,7 @@ def _held_up(
     number: int,
 ) -> None:
     """How long the second save of a series keeps its caller; the first one takes the memory."""
-    place = folder / "behind"
-    place.mkdir()
+    place = Path(tempfile.mkdtemp(prefix="behind-", dir=folder))
     behind = make(state, place)
     try:
         for step in (1, 2):

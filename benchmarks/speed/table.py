@@ -128,10 +128,10 @@ def _table(
             )
         )
     few = measured.few.get(state, {})
-    notes = tuple(f"{name}: {why}" for name, why in few.items())
+    notes = tuple(f"{name}: {why}" for name, why in few.items() if name in names)
     head = _HEAD if limit else _HEAD[:-1]
     rows = [row[: len(head)] for row in rows]
-    return Tabled(f"{state}: {title}", head, rows, notes if limit else ())
+    return Tabled(f"{state}: {title}", head, rows, notes)
 
 
 def _stalls(measured: Measured, state: str) -> Tabled:
