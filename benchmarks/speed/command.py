@@ -2,7 +2,6 @@
 
 import argparse
 import os
-import shlex
 import signal
 import sys
 import tempfile
@@ -62,7 +61,7 @@ def main(arguments: Sequence[str] | None = None) -> Results:
     console = Console(width=None if sys.stdout.isatty() else 140)
     place = Path(asked.dir or page.ROOT / "benchmarks").resolve()
     with tempfile.TemporaryDirectory(prefix=".speed-", dir=place) as name:
-        found = _run(asked, Path(name), _command(given))
+        found = _run(asked, Path(name), results.command_line(given))
     judged = outcomes(found.measured)
     console.print(results.setting(found), highlight=False)
     console.print()
@@ -77,14 +76,6 @@ def main(arguments: Sequence[str] | None = None) -> Results:
         with_it = asked.add and there.exists()
         _write(results.add(results.read(there), found) if with_it else found, there.parent)
     return found
-
-
-def _command(given: Sequence[str]) -> str:
-    """To be repeated elsewhere: without the folder, of which only the file system is told."""
-    shown = list(given)
-    if "--dir" in shown:
-        del shown[shown.index("--dir") : shown.index("--dir") + 2]
-    return shlex.join(["python", "-m", "benchmarks", *shown])
 
 
 def _asked(given: Sequence[str]) -> argparse.Namespace:

@@ -6,7 +6,6 @@ makes growth.json and growth.svg, and puts the exponents among the targets of th
 """
 
 import argparse
-import shlex
 import sys
 import tempfile
 from collections.abc import Sequence
@@ -26,7 +25,7 @@ def main(arguments: Sequence[str] | None = None) -> Grown:
     place = Path(asked.dir or page.ROOT / "benchmarks").resolve()
     grown = Grown(
         date=datetime.now(UTC).date().isoformat(),
-        command=shlex.join(["python", "-m", "benchmarks", "growth", *given]),
+        command=results.command_line(["growth", *given]),
         machine=machine.describe(place),
         versions=machine.versions(),
         series=[],

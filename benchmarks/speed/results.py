@@ -1,5 +1,7 @@
 """The results of one run as a file: every value, the machine, the versions."""
 
+import shlex
+from collections.abc import Sequence
 from pathlib import Path
 
 import msgspec
@@ -23,6 +25,14 @@ class Results(Struct):
     measured: Measured
     seconds: float = 0.0
     format: int = field(default=1)
+
+
+def command_line(given: Sequence[str]) -> str:
+    """To be repeated elsewhere: without the folder, of which only the file system is told."""
+    shown = list(given)
+    if "--dir" in shown:
+        del shown[shown.index("--dir") : shown.index("--dir") + 2]
+    return shlex.join(["python", "-m", "benchmarks", *shown])
 
 
 def begin(command: str, rounds: int, cold: str, folder: Path, date: str) -> Results:
