@@ -36,11 +36,12 @@ def test_a_resume_gives_up_no_step_that_is_published_meanwhile(tmp_path: Path) -
     a_run(place, 3).close()
 
     def another_publishes(done: int, total: int) -> None:
-        if not (place / step_name(4)).exists():
-            shutil.copytree(place / step_name(3), place / step_name(4))
+        shutil.copytree(place / step_name(3), place / step_name(4), dirs_exist_ok=True)
 
     with Run(place, progress=another_publishes, value=[0.0]) as run:
         run.resume(2)
+        assert run.steps() == [1, 2, 3, 4]
+        run.progress = None
         run.save(3, wait=True)
         assert run.steps() == [1, 2, 3, 4]
 
