@@ -22,6 +22,7 @@ from hypothesis.stateful import (
 )
 
 import holdtrue
+from holdtrue.cli.prune import command as prune
 from holdtrue.storage.locating import step_name
 
 LAST, BEST, EVERY = 2, 1, 5
@@ -179,6 +180,18 @@ class RunMachine(RuleBasedStateMachine):
     @rule()
     def reopen(self) -> None:
         self.run.close()
+        self.open()
+
+    @precondition(lambda self: self.kept)
+    @rule(last=st.integers(1, 3))
+    def prune_by_command(self, last: int) -> None:
+        """It knows of no damage, but looks for the newest checkpoint that is whole."""
+        self.run.close()
+        prune.main([str(self.run.path), "--keep", f"last={last}", "--json"], standalone_mode=False)
+        whole = [step for step, kept in self.kept.items() if kept.whole]
+        if whole:
+            stays = {*sorted(self.kept)[-last:], max(whole)}
+            self.kept = {step: kept for step, kept in self.kept.items() if step in stays}
         self.open()
 
     @rule()
