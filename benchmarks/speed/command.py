@@ -28,7 +28,9 @@ from benchmarks.speed import (
     startup,
     states,
     table,
+    trial,
 )
+from benchmarks.speed.other_peers import OTHERS
 from benchmarks.speed.results import Results
 from benchmarks.speed.states import State
 from benchmarks.speed.targets import outcomes
@@ -126,6 +128,9 @@ def _run(asked: argparse.Namespace, folder: Path, command: str) -> Results:
         first = index == 0 and " x " not in size
         if not measures and not first and "phases" not in asked.names:
             continue
+        if measures and trial.is_large(size):
+            others = [one.name for one in taking_part if one in OTHERS]
+            found.measured.failed[size] = trial.killed(size, others, folder, _say)
         state = states.build(size)
         found.measured.nbytes[size] = state.nbytes
         if measures:

@@ -55,6 +55,7 @@ def measure_bytes(folder: Path, mib: int) -> Times:
         raise SkippedError(f"{_free_disk(folder) / 2**30:.1f} GiB of disk are free")
     block = torch.rand(MIB // 4)
     tensors = [torch.empty(mib * MIB // 64 // 4) for _ in range(64)]
+    model = nn.ParameterList([nn.Parameter(t) for t in tensors])
     for number, tensor in enumerate(tensors):
         rows = tensor.view(-1, min(len(block), len(tensor)))
         rows[:] = block[: rows.shape[1]]
@@ -62,7 +63,7 @@ def measure_bytes(folder: Path, mib: int) -> Times:
     times: Times = {}
     place = folder / "c"
     with _timed(times, "save"):
-        holdtrue.save(place, values=tensors)
+        holdtrue.save(place, model=model)
     _drop(place)
     with _timed(times, "verify"):
         whole = holdtrue.verify(place).ok
@@ -70,7 +71,7 @@ def measure_bytes(folder: Path, mib: int) -> Times:
         tensor[0] = -1
     _drop(place)
     with _timed(times, "open and restore"):
-        holdtrue.open(place).restore(values=tensors)
+        holdtrue.open(place).restore(model=model)
     if not whole or [int(tensor[0]) for tensor in tensors] != list(range(64)):
         raise RuntimeError("what was restored is not what was saved")
     return times

@@ -39,7 +39,7 @@ def run(
         RAW: lambda number: raw.measure(state, folder, into, number)
     }
     for one in contenders:
-        turns[one.name] = _turn(state, one, folder, into, measures)
+        turns[one.name] = turn(state, one, folder, into, measures)
     slow: dict[str, float] = {}
     slow_from = SLOW_SECONDS * max(1.0, state.nbytes / GIB)
     for number in range(rounds):
@@ -73,7 +73,7 @@ def warm_up(state: State, contenders: Collection[Contender], folder: Path, say: 
     for one in contenders:
         began = time.perf_counter()
         try:
-            _turn(state, one, folder, ignored, (SAVE, COLD, WARM))(0)
+            turn(state, one, folder, ignored, (SAVE, COLD, WARM))(0)
         except Exception as error:
             say(f"warm-up, {one.name}: {said(error)}")
         finally:
@@ -89,10 +89,12 @@ def said(error: BaseException) -> str:
     return f"{kind}: {(naming or lines or ['no message'])[-1]}"[:240]
 
 
-def _turn(
+def turn(
     state: State, one: Contender, folder: Path, into: Measured, measures: Collection[str]
 ) -> Callable[[int], None]:
-    def turn(number: int) -> None:
+    """A function that saves and loads once, and measures what was asked for."""
+
+    def take(number: int) -> None:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of the others, about their own future
             _saved_and_loaded(state, one, folder, into, measures, number)
@@ -100,7 +102,7 @@ def _turn(
                 for name, make in one.behind.items():
                     _held_up_or_failed(state, name, make, folder, into, number)
 
-    return turn
+    return take
 
 
 def _held_up_or_failed(

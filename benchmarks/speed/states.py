@@ -128,6 +128,12 @@ def sizes(text: str) -> str:
     raise ValueError(f"{text!r} is no size: say 1GiB, 128MiB, or 5000x10KB")
 
 
+def about(name: str) -> int:
+    """The bytes of the state of that name, more or less, before it is built."""
+    count, unit = name.split()[:2]
+    return int(count) * {"GiB": GIB, "MiB": MIB, "x": 4 * _SMALL}[unit]
+
+
 def build(name: str, seed: int = 0) -> State:
     """The state of that name."""
     torch.manual_seed(seed)

@@ -3,6 +3,7 @@
 No time is asserted: how fast things are is for `make bench` to say, on a machine of its own.
 """
 
+import os
 import sys
 import xml.etree.ElementTree as ElementTree
 from pathlib import Path
@@ -12,7 +13,7 @@ import pytest
 ROOT = Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT))
 
-from benchmarks.speed import chart, page, results, rounds, table, targets  # noqa: E402
+from benchmarks.speed import chart, page, results, rounds, table, targets, trial  # noqa: E402
 from benchmarks.speed.command import main  # noqa: E402
 from benchmarks.speed.contenders import Contender, Load  # noqa: E402
 from benchmarks.speed.measured import Measured, paired, quartiles  # noqa: E402
@@ -171,6 +172,34 @@ def test_who_fails_is_shown_with_the_error(tmp_path):
     assert all(tensor.equal(before[name]) for name, tensor in state.flat().items())
     failed = next(t for t in table.tables(measured) if t.title.startswith("What failed"))
     assert [row[0] for row in failed.rows] == ["broken", "lazy"]
+
+
+def test_who_fails_behind_keeps_the_saves_in_front(tmp_path):
+    def nothing(state, folder):
+        pass
+
+    class Full:
+        def __init__(self, state, folder):
+            raise OSError("too many open files")
+
+    state, measured = build("10 x 10 KB"), Measured()
+    one = Contender(name="front", version="torch", save=nothing, behind={"front, async": Full})
+    rounds.run(state, [one], 2, tmp_path, measured, (rounds.SAVE, rounds.STALL), lambda line: None)
+    assert measured.failed["10 x 10 KB"] == {"front, async": "OSError: too many open files"}
+    assert set(measured.values["10 x 10 KB"][rounds.SAVE]["front"]) == {0, 1}
+
+
+@pytest.mark.skipif(os.name != "posix", reason="processes are killed by signal on POSIX")
+def test_who_needs_more_memory_than_there_is_is_killed_alone(tmp_path, monkeypatch):
+    """The kernel's kill is put in here: a machine's memory is not a test's to fill."""
+    python = tmp_path / "python"
+    python.write_text("#!/bin/sh\n[ $4 = large ] && kill -KILL $$\nexit 0\n")
+    python.chmod(0o755)
+    monkeypatch.setattr(sys, "executable", str(python))
+    place = tmp_path / "files"
+    place.mkdir()
+    found = trial.killed("4 GiB", ["large", "small"], place, lambda line: None)
+    assert found == {"large": trial.KILLED}
 
 
 def test_a_size_that_is_none_is_refused():
