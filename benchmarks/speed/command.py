@@ -8,6 +8,7 @@ import tempfile
 import time
 from collections.abc import Sequence
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -30,7 +31,6 @@ from benchmarks.speed import (
     table,
     trial,
 )
-from benchmarks.speed.other_peers import OTHERS
 from benchmarks.speed.results import Results
 from benchmarks.speed.states import State
 from benchmarks.speed.targets import outcomes
@@ -128,13 +128,13 @@ def _run(asked: argparse.Namespace, folder: Path, command: str) -> Results:
         first = index == 0 and " x " not in size
         if not measures and not first and "phases" not in asked.names:
             continue
-        if measures and trial.is_large(size):
-            others = [one.name for one in taking_part if one in OTHERS]
-            found.measured.failed[size] = trial.killed(size, others, folder, _say)
         state = states.build(size)
         found.measured.nbytes[size] = state.nbytes
         if measures:
-            rounds.run(state, taking_part, asked.rounds, folder, found.measured, measures, _say)
+            refused = partial(trial.refused, size, folder)
+            rounds.run(
+                state, taking_part, asked.rounds, folder, found.measured, measures, _say, refused
+            )
         if "phases" in asked.names:
             phases.run(state, asked.rounds, folder, found.measured, _say)
         if first:

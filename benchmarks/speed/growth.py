@@ -57,19 +57,28 @@ def gather(label: str, rounds: Iterable[tuple[int, dict[str, float]]]) -> list[S
     ]
 
 
-def table(found: Sequence[Series]) -> str:
-    """One row an operation: its times, its slope, and whether it is straight."""
-    rows = [("", "of", "times", "slope", "off", "exponent", "")]
+HEAD = ("", "of", "times", "slope", "off", "exponent", "")
+
+
+def rows(found: Sequence[Series]) -> list[tuple[str, ...]]:
+    """One an operation: its times, its slope, and whether it is straight."""
+    made = []
     for one in found:
         times = "  ".join(f"{x:g}: {_seconds(y)}" for x, y in one.points)
         slope = f"{_seconds(one.slope)} each"
         said = "straight" if one.straight else "STEEP"
         off = f"{one.deviation:.0%}"
-        rows.append((one.name, one.label, times, slope, off, f"{one.exponent:.2f}", said))
-    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
+        made.append((one.name, one.label, times, slope, off, f"{one.exponent:.2f}", said))
+    return made
+
+
+def table(found: Sequence[Series]) -> str:
+    """The rows as text, in columns."""
+    shown = [HEAD, *rows(found)]
+    widths = [max(len(row[i]) for row in shown) for i in range(len(HEAD))]
     return "\n".join(
         "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
-        for row in rows
+        for row in shown
     )
 
 

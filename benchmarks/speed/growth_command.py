@@ -78,6 +78,8 @@ def _write(grown: Grown, folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     growth_results.write(grown, folder / growth_results.NAME)
     (folder / growth_results.CHART).write_text(growth_chart.svg(grown))
+    if folder == page.RESULTS:
+        page.PAGE.write_text(page.grown(page.PAGE.read_text(), grown))
     if (folder / results.NAME).exists():
         beside = results.read(folder / results.NAME)
         growth_results.fill(beside.measured, grown.series)

@@ -32,8 +32,10 @@ def run(
     into: Measured,
     measures: Collection[str],
     say: Say,
+    refused: Callable[[str], str | None] = lambda name: None,
 ) -> None:
-    """All rounds on one state."""
+    """All rounds on one state. `refused` is asked before a contender's first turn, and says why
+    there is to be none."""
     into.nbytes[state.name] = state.nbytes
     turns: dict[str, Callable[[int], None]] = {
         RAW: lambda number: raw.measure(state, folder, into, number)
@@ -48,6 +50,10 @@ def run(
         for name in names[at:] + names[:at]:
             broken = into.failed.get(state.name, {})
             if name in broken or (name in slow and number >= SLOW_ROUNDS):
+                continue
+            why_not = refused(name) if number == 0 else None
+            if why_not is not None:
+                into.failed.setdefault(state.name, {})[name] = why_not
                 continue
             began = time.perf_counter()
             try:

@@ -10,16 +10,16 @@ import signal
 import subprocess
 import sys
 import warnings
-from collections.abc import Iterable
 from pathlib import Path
 
 from benchmarks.speed import everyone, files, rounds, states
 from benchmarks.speed.measured import Measured
-from benchmarks.speed.rounds import COLD, SAVE, STALL, WARM, Say
+from benchmarks.speed.other_peers import OTHERS
+from benchmarks.speed.rounds import COLD, SAVE, STALL, WARM
 
 _SELF, _ROOT = "benchmarks.speed.trial", Path(__file__).parents[2]
 _PART = 8  # of the memory: what a larger state costs some of them does not fit
-KILLED = "killed by the system, in a process of its own: it needs more memory than there is"
+KILLED = "killed by the system, tried in a process of its own: there is not that much memory"
 
 
 def is_large(size: str) -> bool:
@@ -28,17 +28,17 @@ def is_large(size: str) -> bool:
     return states.about(size) > memory // _PART
 
 
-def killed(size: str, names: Iterable[str], folder: Path, say: Say) -> dict[str, str]:
-    """Those who were killed over a turn at that state, and the words for it."""
-    found = {}
-    for name in names:
-        command = [sys.executable, "-m", _SELF, size, name, str(folder)]
-        done = subprocess.run(command, capture_output=True, check=False, cwd=_ROOT)
-        files.empty(folder)
-        if done.returncode == -signal.SIGKILL:
-            found[name] = KILLED
-        say(f"{size}: trial, {name}: {found.get(name, 'there is memory for it')}")
-    return found
+def refused(size: str, folder: Path, name: str) -> str | None:
+    """Why a contender has no turn at that state; None where it has.
+
+    What this process holds meanwhile is what it will hold at that turn, but for the state.
+    """
+    if not is_large(size) or name not in {one.name for one in OTHERS}:
+        return None
+    command = [sys.executable, "-m", _SELF, size, name, str(folder)]
+    done = subprocess.run(command, capture_output=True, check=False, cwd=_ROOT)
+    files.empty(folder)
+    return KILLED if done.returncode == -signal.SIGKILL else None
 
 
 def main(size: str, contender: str, folder: str) -> None:

@@ -12,7 +12,7 @@ import pytest
 ROOT = Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT))
 
-from benchmarks.speed import growing, growth_command, growth_results, page, targets  # noqa: E402
+from benchmarks.speed import growing, growth_chart, growth_command, growth_results, page, targets  # noqa: E402
 from benchmarks.speed.growth import gather, series, table  # noqa: E402
 from benchmarks.speed.measured import Measured  # noqa: E402
 
@@ -97,3 +97,10 @@ def test_a_part_of_it_gives_no_figures_for_the_page(capsys):
         growth_command.main(["--quick", "--write"])
     assert "choose another --results" in capsys.readouterr().err
     assert page.RESULTS.name == "results"
+
+
+def test_the_page_says_how_the_time_grew():
+    found = growth_results.read(page.RESULTS / growth_results.NAME)
+    text = page.PAGE.read_text()
+    assert page.grown(text, found) == text
+    assert (page.RESULTS / growth_results.CHART).read_text() == growth_chart.svg(found)

@@ -6,6 +6,7 @@ No time is asserted: how fast things are is for `make bench` to say, on a machin
 import os
 import sys
 import xml.etree.ElementTree as ElementTree
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -17,6 +18,7 @@ from benchmarks.speed import chart, page, results, rounds, table, targets, trial
 from benchmarks.speed.command import main  # noqa: E402
 from benchmarks.speed.contenders import Contender, Load  # noqa: E402
 from benchmarks.speed.measured import Measured, paired, quartiles  # noqa: E402
+from benchmarks.speed.other_peers import MOONCLIP, TENSORIZER  # noqa: E402
 from benchmarks.speed.states import build, sizes  # noqa: E402
 
 SIZES = ["16MiB", "100x10KB"]
@@ -193,13 +195,22 @@ def test_who_fails_behind_keeps_the_saves_in_front(tmp_path):
 def test_who_needs_more_memory_than_there_is_is_killed_alone(tmp_path, monkeypatch):
     """The kernel's kill is put in here: a machine's memory is not a test's to fill."""
     python = tmp_path / "python"
-    python.write_text("#!/bin/sh\n[ $4 = large ] && kill -KILL $$\nexit 0\n")
+    python.write_text("#!/bin/sh\n[ $4 = moonclip ] && kill -KILL $$\nexit 0\n")
     python.chmod(0o755)
     monkeypatch.setattr(sys, "executable", str(python))
     place = tmp_path / "files"
     place.mkdir()
-    found = trial.killed("4 GiB", ["large", "small"], place, lambda line: None)
-    assert found == {"large": trial.KILLED}
+    state, measured = build("10 x 10 KB"), Measured()
+    both = [
+        Contender(name=name, version="torch", save=lambda state, folder: None)
+        for name in (MOONCLIP, TENSORIZER)
+    ]
+    rounds.run(
+        state, both, 2, tmp_path / "files", measured, (rounds.SAVE,), lambda line: None,
+        partial(trial.refused, "1000 GiB", place),
+    )  # fmt: skip
+    assert measured.failed["10 x 10 KB"] == {MOONCLIP: trial.KILLED}
+    assert set(measured.values["10 x 10 KB"][rounds.SAVE]) == {TENSORIZER}
 
 
 def test_a_size_that_is_none_is_refused():
