@@ -1,5 +1,7 @@
 """Copies into staging memory: the bytes of every tensor, however the work is cut."""
 
+import os
+import sys
 from pathlib import Path
 
 import pytest
@@ -81,6 +83,44 @@ def test_memory_is_used_again() -> None:
     for _ in range(20):
         copy_in(files, kept.sources, staging.reserve(files), copy_together)
         assert staging.nbytes == size
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="memory is read from /proc")
+def test_expected_memory_is_touched_before_it_is_needed() -> None:
+    nbytes = 64 << 20
+    staging, before = Staging(), resident()
+    staging.expect(nbytes)
+    assert staging._touching is not None
+    staging._touching.join()
+    assert resident() - before > 0.9 * nbytes
+    staging.free()
+    assert resident() - before < 0.1 * nbytes
+
+
+def resident() -> int:
+    fields = Path("/proc/self/statm").read_text().split()
+    return int(fields[1]) * os.sysconf("SC_PAGE_SIZE")
+
+
+def test_expected_memory_is_what_is_reserved() -> None:
+    kept = captured({"a": torch.arange(100_000)})
+    files = lay_out(kept.records, kept.sources)
+    staging = Staging()
+    staging.expect(16 << 20)
+    expected = staging.memory
+    places = staging.reserve(files)  # at once: it is still being touched
+    copy_in(files, kept.sources, places, copy_together)
+    assert staging.memory is expected
+    held = places.copies(files)["part/a"].data
+    assert torch.equal(torch.frombuffer(held, dtype=torch.int64), torch.arange(100_000))
+    staging.expect(4096)  # less than there is
+    assert staging.memory is expected
+
+
+def test_memory_that_cannot_be_had_is_not_expected() -> None:
+    staging = Staging()
+    staging.expect(1 << 60)
+    assert staging.nbytes == 0
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU; there is none here")

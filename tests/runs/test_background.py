@@ -12,10 +12,14 @@ from typing import Any
 
 import pytest
 import torch
+from msgspec.structs import replace
 from torch import nn
 
 import holdtrue
+from holdtrue.formats.checkpoint_directory import read_manifest
 from holdtrue.limits import override
+from holdtrue.records.manifest import NAME, encode_manifest
+from holdtrue.storage.locating import step_name
 
 
 def training(**settings: Any) -> dict[str, Any]:
@@ -316,3 +320,37 @@ def test_where_no_thread_can_be_had_the_save_is_done_at_once(
 
 def full(*_: Any) -> int:
     raise OSError(28, "No space left on device")
+
+
+def test_a_resume_expects_the_memory_that_the_save_before_took(tmp_path: Path) -> None:
+    weights = torch.rand(300_000)
+    with holdtrue.Run(tmp_path / "run", weights=weights) as run:
+        run.resume()
+        assert run._staging.nbytes == 0  # nothing is known yet
+        took = run.save(1).staging
+        run.flush()
+        run.save(2, wait=True)
+    with holdtrue.Run(tmp_path / "run", weights=weights) as run:
+        run.resume(1)
+        assert run._staging.nbytes == took > weights.nbytes
+        assert run.save(3).staging == took
+        run.flush()
+    with holdtrue.Run(tmp_path / "run", weights=weights) as run:
+        run.save(4, wait=True)
+        run.resume()  # that save needed none
+        assert run._staging.nbytes == 0
+
+
+def test_a_resume_expects_no_more_than_lies_on_the_disk(tmp_path: Path) -> None:
+    """A manifest may say anything, as long as its own digest fits."""
+    weights = torch.rand(300_000)
+    with holdtrue.Run(tmp_path / "run", weights=weights) as run:
+        took = run.save(1).staging
+        run.flush()
+    path = tmp_path / "run" / step_name(1)
+    manifest = read_manifest(path)
+    lying = replace(manifest, cost=replace(manifest.cost, staging=1 << 45))
+    (path / NAME).write_bytes(encode_manifest(lying))
+    with holdtrue.Run(tmp_path / "run", weights=weights) as run:
+        run.resume()
+        assert took <= run._staging.nbytes < 2 * took

@@ -3,14 +3,16 @@
 Kept from save to save: touching fresh memory costs ten times what copying into it does.
 """
 
+import contextlib
 import os
+import threading
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 
 import numpy as np
 from msgspec import Struct
 
-from holdtrue.engine.buffers import anonymous, padded
+from holdtrue.engine.buffers import PAGE, anonymous, padded
 from holdtrue.engine.layout import Placement, PlannedFile
 from holdtrue.engine.threads import in_threads
 from holdtrue.engine.windows import Readable, Together, check_size
@@ -58,6 +60,8 @@ class Staging:
     def __init__(self) -> None:
         self._buffer = memoryview(b"")
         self._let_go: Callable[[], object] | None = None
+        self._touching: threading.Thread | None = None
+        self._enough = threading.Event()  # nothing more is to be touched
 
     @property
     def nbytes(self) -> int:
@@ -78,8 +82,31 @@ class Staging:
         """`let_go` is called before this memory is given back."""
         self._let_go = let_go
 
+    def expect(self, nbytes: int) -> None:
+        """Take memory for a state of that size, and touch it beside what the caller does next."""
+        if nbytes <= len(self._buffer):
+            return
+        self.free()
+        # Too little memory, or too many threads: then the save that needs them says so.
+        with contextlib.suppress(OSError, MemoryError, RuntimeError):
+            self._buffer = anonymous(nbytes)
+            self._enough.clear()
+            given = (self._buffer, self._enough)
+            touching = threading.Thread(
+                target=_touch, args=given, name="holdtrue-touch", daemon=True
+            )
+            touching.start()
+            self._touching = touching
+
+    def _end_touching(self) -> None:
+        touching, self._touching = self._touching, None
+        if touching is not None:
+            self._enough.set()
+            touching.join()
+
     def free(self) -> None:
         """Give the memory back."""
+        self._end_touching()
         let_go, self._let_go = self._let_go, None
         if let_go is not None:
             let_go()
@@ -87,6 +114,7 @@ class Staging:
 
     def reserve(self, files: list[PlannedFile]) -> Places:
         """Places for all tensors of these files; what was there before is lost."""
+        self._end_touching()
         starts, size = {}, 0
         for file in files:
             starts[file.name] = size
@@ -95,6 +123,16 @@ class Staging:
             self.free()  # first: the old and the new are never held together
             self._buffer = anonymous(size)
         return Places(self._buffer, starts)
+
+
+def _touch(memory: memoryview, enough: threading.Event) -> None:
+    """A byte of each page, without the GIL. `madvise` would do it in one call, and hold it."""
+    pages = np.frombuffer(memory, np.uint8)
+    step = limits().chunk_bytes
+    for at in range(0, len(pages), step):
+        if enough.is_set():
+            return
+        pages[at : at + step : PAGE] = 0
 
 
 def copy_in(

@@ -99,7 +99,7 @@ class Ranking(Struct, frozen=True, kw_only=True):
 
 
 class Cost(Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """What a save of a run cost; for `holdtrue log`, no reader needs it."""
+    """What a save of a run cost: for `holdtrue log`, and for the first save after a resume."""
 
     stall: float = 0.0  # seconds that the training waited
     seconds: float = 0.0  # from the call until the data files were durable
@@ -134,6 +134,7 @@ class Summary(Struct, frozen=True, kw_only=True):
     step: int | None = None
     metrics: Any = None
     ranking: Ranking | None = None
+    cost: Cost | None = None
 
 
 _Read = TypeVar("_Read", Manifest, Summary)

@@ -317,6 +317,8 @@ class Run:
             said = steps_given_up(self.path, resumed.step, list(given_up))
             _log.warning("%s: %s", self.path, said.what)
             self.report = replace(self.report, findings=(said, *self.report.findings))
+        if resumed.step is not None:  # as the run was saved before it will be again: behind
+            self._staging.expect(self._shelf.staging_of(resumed.step))
         return resumed.step or 0
 
     def latest(self) -> Checkpoint | None:

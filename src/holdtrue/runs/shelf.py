@@ -8,6 +8,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+from holdtrue.engine.buffers import padded
 from holdtrue.engine.linking import Earlier
 from holdtrue.errors import HoldtrueError, SaveError, fail
 from holdtrue.formats.checkpoint_directory import read_manifest, read_summary
@@ -92,6 +93,19 @@ class Shelf:
             newer = later(there, found.step)
             # Damaged ones are put aside as that, by a save of the same step.
             self.given_up = tuple(step for step in newer if step not in found.damaged)
+
+    def staging_of(self, step: int) -> int:
+        """How much memory the save of a step held the state in, which was 0 where it was waited
+        for. Never more than what is there on the disk, whatever the manifest says."""
+        path = self.run / step_name(step)
+        summary = self._summary(step, path)
+        if summary is None or summary.cost is None:
+            return 0
+        try:
+            there = sum(padded(file.stat().st_size) for file in path.iterdir())
+        except OSError:  # removed meanwhile
+            return 0
+        return min(summary.cost.staging, there)
 
     def leave_behind(self) -> None:
         """The training that was resumed away from ends before the first save of this one.
