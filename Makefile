@@ -21,7 +21,7 @@ lint: .venv/dev-installed
 	$(BIN)/lint-imports --no-logo
 
 # In an environment of its own: the tools that we are compared with are not ours to install.
-# Twenty minutes and more, on a machine that does nothing else; as root, files are really cold.
+# An hour and a half, on a machine that does nothing else; as root, files are really cold.
 bench: .venv-bench/installed
 	.venv-bench/bin/python -m benchmarks --write
 
