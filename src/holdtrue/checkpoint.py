@@ -26,7 +26,7 @@ from holdtrue.records.manifest import NAME, Manifest
 from holdtrue.records.metrics import manifest_metrics
 from holdtrue.records.trust import Trust, trust
 from holdtrue.records.values import Decoding, decode
-from holdtrue.storage.locating import is_ours, locate
+from holdtrue.storage.locating import find, is_ours
 from holdtrue.stored import StoredTensor, StoredTensors
 
 if TYPE_CHECKING:
@@ -41,10 +41,17 @@ class Checkpoint:
     """
 
     def __init__(
-        self, path: Path, view: View, agreed: Trust, manifest: Manifest | None, given: str = ""
+        self,
+        path: Path,
+        view: View,
+        agreed: Trust,
+        manifest: Manifest | None,
+        given: str = "",
+        passed: tuple[Finding, ...] = (),
     ) -> None:
         self.path, self._view, self._agreed, self._manifest = path, view, agreed, manifest
         self._given = given or str(path)  # the path as the caller wrote it
+        self._passed = passed  # what is wrong with newer ones of the run
         self._proven = Proven()
 
     @property
@@ -199,6 +206,7 @@ class Checkpoint:
             with self._unless_replaced():
                 once, new = verify == "while", fills_only(plan, given)
                 done = apply(plan, str(self.path), progress, while_reading=once, new=new)
+        done = replace(done, findings=(*self._passed, *done.findings))
         return done if probe is False else self._probed(done, probe, targets)
 
     def _probed(self, done: Report, probe: Any, targets: Mapping[str, Any]) -> Report:
@@ -330,19 +338,23 @@ def open(path: str | os.PathLike[str], *, trust: Iterable[type | str] = ()) -> C
     .pt, .pth, .ckpt and .bin of torch, safetensors, Hugging Face shards, TorchScript, distributed
     checkpoints, exported programs, NumPy files, plain pickles.
 
+    `run@whole` is the newest of which every byte verifies, for which it is read once more; newer
+    ones that do not are logged, and `restore` reports them.
+
     The format is told by content. Nothing in the file is run or imported; tensors are read and
     verified when asked for. `trust` names classes whose objects may be built from holdtrue's own
     checkpoints. Raises OpenError or DamageError.
     """
     agreed = _joined(Trust(), trust)
     with reading(os.fspath(path)), put_off():
-        place = locate(path)
+        place, passed = find(path)
         if place.name == NAME:
             place = place.parent
         if not is_ours(place):
             return Checkpoint(place, read_any(str(place)), agreed, None, os.fspath(path))
         manifest = read_manifest(place)
-        return Checkpoint(place, to_view(place, manifest), agreed, manifest, os.fspath(path))
+        view = to_view(place, manifest)
+        return Checkpoint(place, view, agreed, manifest, os.fspath(path), passed)
 
 
 def foreign_parts(view: View) -> dict[str, Any]:

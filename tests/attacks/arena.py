@@ -159,6 +159,7 @@ def warm(place: Path) -> None:
     warming = place / "warm"
     warming.mkdir()
     import holdtrue
+    from holdtrue.engine.new_file import NewFile
 
     families.manifests.honest()
     families.recipes.honest()
@@ -170,6 +171,8 @@ def warm(place: Path) -> None:
         (warming / f"out-{name}").mkdir()
         trial = gauntlet.run(warming / name, warming / f"out-{name}")
         assert not trial.bare, trial.bare
+    # Looks up `fallocate` in the C library, once, which large files need.
+    NewFile(warming / "large", 1 << 20, direct=True).close()
 
 
 def main() -> None:

@@ -259,9 +259,9 @@ def test_large_files_rot(mib: int, rounds: int, tmp_path: Path, figure: Any) -> 
 # -- runs ------------------------------------------------------------------------------------------
 
 
-def test_resume_takes_the_next_older_good_one_and_restore_does_not(tmp_path: Path) -> None:
-    """`open(run)` is one checkpoint, the latest: a restore from it never goes back by itself.
-    `Run.resume` does; or the steps are tried one after the other by name."""
+@pytest.fixture
+def rotten(tmp_path: Path) -> Path:
+    """A run of three steps, of which the later two have a flipped byte in a tensor."""
     kept = small(1)
     with holdtrue.Run(tmp_path / "run", **kept) as run:
         for step in (1, 2, 3):
@@ -271,16 +271,64 @@ def test_resume_takes_the_next_older_good_one_and_restore_does_not(tmp_path: Pat
     for step in (2, 3):
         file = tmp_path / "run" / f"step-00000000{step}" / "model.safetensors"
         write(file, [(spans(file)[0].begin, b"\xaa")])
+    return tmp_path / "run"
+
+
+def passed(report: holdtrue.Report | None) -> set[str]:
+    assert report is not None
+    found = [f for f in report.findings if f.code == "checkpoint-passed-over"]
+    return {Path(f.where).name for f in found}
+
+
+def test_resume_takes_the_next_older_good_one_and_restore_does_not(rotten: Path) -> None:
+    """`open(run)` is one checkpoint, the latest: a restore from it never goes back by itself."""
     targets = small(2)
     before = everything(**targets)
     for which in ("run", "run@3", "run@2"):
         with pytest.raises(holdtrue.DamageError) as caught:
-            holdtrue.open(tmp_path / which).restore(**targets)
+            holdtrue.open(rotten.parent / which).restore(**targets)
         assert [f.code for f in caught.value.report.errors] == ["digest-mismatch"]
     assert first_difference(before, everything(**targets)) == ""
-    with holdtrue.Run(tmp_path / "run", **targets) as run:
+    with holdtrue.Run(rotten, **targets) as run:
         assert run.resume() == 1
-        assert run.report is not None
-        passed = [f for f in run.report.findings if f.code == "checkpoint-passed-over"]
-    assert {Path(f.where).name for f in passed} == {"step-000000002", "step-000000003"}
+        assert passed(run.report) == {"step-000000002", "step-000000003"}
     assert targets["model"][0].weight.unique().tolist() == [1.0]
+
+
+def test_restore_takes_the_next_older_good_one_when_asked_to(
+    rotten: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    targets = small(2)
+    checkpoint = holdtrue.open(f"{rotten}@whole")
+    assert (checkpoint.step, checkpoint["note"]) == (1, [1])
+    assert [r.args[0] for r in caplog.records if "passed over" in r.message] == [3, 2]
+    assert passed(checkpoint.restore(**targets)) == {"step-000000002", "step-000000003"}
+    assert targets["model"][0].weight.unique().tolist() == [1.0]
+    assert holdtrue.verify(f"{rotten}@whole").ok
+    holdtrue.convert(f"{rotten}@whole", rotten.parent / "whole.safetensors")
+
+
+def test_the_latest_is_taken_where_it_is_whole(rotten: Path) -> None:
+    shutil.rmtree(rotten / "step-000000003")
+    shutil.rmtree(rotten / "step-000000002")
+    checkpoint = holdtrue.open(f"{rotten}@whole")
+    assert checkpoint.step == 1
+    assert passed(checkpoint.restore(model=small(2)["model"])) == set()
+
+
+def test_of_a_run_without_a_whole_checkpoint_the_latest_damage_is_told(rotten: Path) -> None:
+    (rotten / "step-000000003" / "manifest.json").unlink()
+    file = rotten / "step-000000001" / "manifest.json"
+    file.write_bytes(file.read_bytes().replace(b"model", b"mOdel", 1))
+    with pytest.raises(holdtrue.DamageError) as caught:
+        holdtrue.open(f"{rotten}@whole")
+    (finding,) = caught.value.report.findings
+    assert (finding.code, Path(finding.where).name) == ("manifest-missing", "step-000000003")
+
+
+@pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() == 0, reason="root may read all")
+def test_what_may_not_be_read_is_not_passed_over(rotten: Path) -> None:
+    (rotten / "step-000000003" / "manifest.json").chmod(0)
+    with pytest.raises(holdtrue.HoldtrueError) as caught:
+        holdtrue.open(f"{rotten}@whole")
+    assert {f.code for f in caught.value.report.findings} == {"permission-denied"}

@@ -7,6 +7,7 @@ is memory and work that the training wants. (`O_SYNC` was rejected: it waits at 
 import contextlib
 import ctypes
 import errno
+import functools
 import os
 import threading
 from pathlib import Path
@@ -120,6 +121,7 @@ def _reserve(fd: int, nbytes: int) -> None:
     os.truncate(fd, nbytes)
 
 
+@functools.cache
 def _fallocate() -> Any:
     """The C library's `fallocate(fd, mode, offset, length)`; None where it has none."""
     if os.name == "nt":

@@ -13,6 +13,7 @@ from msgspec import Struct
 from holdtrue.errors import OpenError
 from holdtrue.formats.source import read_bytes, refuse
 from holdtrue.limits import KIB
+from holdtrue.records.manifest import NAME
 
 _LISTED = 100_000  # names of one directory that are looked at
 _SNIFFED = 64  # files of an unknown directory that are opened to say what it holds
@@ -34,7 +35,7 @@ def recognise(path: str) -> Found | None:
     """The format of a directory; None where it is no checkpoint."""
     names = list_names(path)
     folder = Path(path)
-    if "manifest.json" in names and _begins(folder / "manifest.json", _MANIFEST):
+    if NAME in names and _is_ours(folder):
         return Found("holdtrue", path)
     if ".metadata" in names:
         return Found("dcp", path)
@@ -51,7 +52,9 @@ def recognise(path: str) -> Found | None:
         return Found("hf-index", str(folder / best), f"index {best}")
     if any(n.endswith(".safetensors") and _is_dcp_shard(folder / n) for n in sorted(names)[:8]):
         return Found("dcp-safetensors", path)
-    steps = [n for n in names if _begins(folder / n / "manifest.json", _MANIFEST)]
+    if NAME in names and (folder / NAME).is_symlink():
+        return Found("holdtrue", path)  # which is refused when it is read, and not followed here
+    steps = [n for n in names if not (folder / n).is_symlink() and _is_ours(folder / n)]
     if steps:
         listed = ", ".join(sorted(steps)[:5]) + (" …" if len(steps) > 5 else "")
         return Found(
@@ -202,8 +205,10 @@ def _are_unpacked(names: Collection[str]) -> bool:
     return _PICKLE in names and "version" in names
 
 
-def _begins(path: Path, pattern: re.Pattern[bytes]) -> bool:
-    return bool(pattern.match(_head(path, KIB)))
+def _is_ours(folder: Path) -> bool:
+    if not folder.is_dir() or (folder / NAME).is_symlink():
+        return False
+    return bool(_MANIFEST.match(_head(folder / NAME, KIB)))
 
 
 def _is_index(path: Path) -> bool:

@@ -1,6 +1,5 @@
 """Which checkpoint of a run is resumed, and what is said of those that were passed over."""
 
-import logging
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, Literal
@@ -11,16 +10,9 @@ from msgspec.structs import replace
 from holdtrue.checkpoint import Checkpoint
 from holdtrue.checkpoint import open as open_checkpoint
 from holdtrue.engine.telling import Tell
-from holdtrue.errors import DamageError, HoldtrueError, fail
+from holdtrue.errors import DamageError, HoldtrueError
 from holdtrue.findings import Finding, Report
-from holdtrue.records.manifest import NAME
-from holdtrue.storage.commit import may_list
-from holdtrue.storage.locating import is_ours
-
-_log = logging.getLogger("holdtrue")
-# Reasons why bytes cannot be read that say nothing of the bytes. Going back to an older checkpoint
-# for these would lose work that is there.
-_NO_DAMAGE = frozenset({"permission-denied", "read-failed"})
+from holdtrue.storage.whole import pass_over, passed_over, require_manifest
 
 Restore = Callable[[Path], Report]
 
@@ -40,22 +32,18 @@ def resume_first_whole(found: Iterable[tuple[int, Path]], restore: Restore) -> R
     damaged: set[int] = set()
     for step, path in found:
         try:
-            if _half_there(path):
-                raise fail(DamageError, str(path), _not_whole(path))
+            require_manifest(path)
             report = restore(path)
         except DamageError as error:
-            if any(f.code in _NO_DAMAGE for f in error.report.findings):
-                raise
-            said = "; ".join(f.what for f in error.report.errors)
-            _log.warning("step %d is passed over, it is damaged: %s", step, said)
+            pass_over(step, error)
             passed.append(error)
             damaged.add(step)
             continue
         except HoldtrueError as error:  # it does not fit: nothing fills again what was overwritten
             raise _unusable(passed) or error from None
         if passed:
-            findings = [*_passed_over(passed), *report.findings]
-            report = Report(subject=report.subject, findings=tuple(findings))
+            over = passed_over(error.report for error in passed)
+            report = Report(subject=report.subject, findings=(*over, *report.findings))
         return Resumed(step, report, frozenset(damaged))
     first = passed[0] if passed else None
     return Resumed(None, None, frozenset(damaged), _unusable(passed) or first)
@@ -138,33 +126,3 @@ _GIVEN = (
     "it was saved with gradients=True; the next save drops what is accumulated when it comes",
     "Run(…, gradients=True), or save only after optimizer.zero_grad()",
 )
-
-
-def _half_there(path: Path) -> bool:
-    """True for a step without a manifest. What may not be looked into is not known to lack it."""
-    return not path.is_dir() or (may_list(path) and not is_ours(path))
-
-
-def _passed_over(errors: list[HoldtrueError]) -> list[Finding]:
-    return [
-        Finding(
-            code="checkpoint-passed-over",
-            severity="warning",
-            where=error.report.subject,
-            what="a newer checkpoint is damaged; an older one was restored",
-            why="; ".join(f.what for f in error.report.findings),
-            fix=f"holdtrue verify {error.report.subject}",
-        )
-        for error in errors
-    ]
-
-
-def _not_whole(path: Path) -> Finding:
-    return Finding(
-        code="manifest-missing",
-        severity="error",
-        where=str(path),
-        what=f"a step without its {NAME}",
-        why="it was copied or deleted in part; a save of holdtrue appears whole or not at all",
-        fix="copy the whole directory again, or use another checkpoint",
-    )

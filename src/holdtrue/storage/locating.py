@@ -8,13 +8,15 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import SupportsFloat
 
-from holdtrue.errors import HoldtrueError, OpenError, fail
+from holdtrue.errors import DamageError, HoldtrueError, OpenError, fail
+from holdtrue.findings import Finding
 from holdtrue.formats.checkpoint_directory import read_manifest, read_summary
 from holdtrue.formats.source import inspect_path, refuse, unreachable
 from holdtrue.records.manifest import NAME, Manifest, Ranking, Summary
 from holdtrue.records.metrics import manifest_metrics
 from holdtrue.storage.commit import STAGING, may_list, put_aside
 from holdtrue.storage.unranked import no_best
+from holdtrue.storage.whole import newest_whole, passed_over
 
 _STEP = re.compile(r"step-([0-9]{9,})\Z")
 Ranked = tuple[int, Manifest | Summary]
@@ -64,6 +66,11 @@ def locate(path: str | os.PathLike[str]) -> Path:
 
     Raises OpenError for what only holdtrue leaves behind; all else is for the formats to tell.
     """
+    return find(path)[0]
+
+
+def find(path: str | os.PathLike[str]) -> tuple[Path, tuple[Finding, ...]]:
+    """As `locate`, and what is wrong with the newer checkpoints that `run@whole` passes over."""
     if not os.fspath(path):
         inspect_path("")  # raises: Path("") would be the current directory
     place = Path(path)
@@ -75,13 +82,13 @@ def locate(path: str | os.PathLike[str]) -> Path:
     if may_list(place) and place.is_dir() and not is_ours(place):
         found = steps(place)
         if found:
-            return found[max(found)]
+            return found[max(found)], ()
         names = sorted(os.listdir(place))
         if names == [STAGING] or place.parent.name == STAGING:
             raise _half_written(place)
         if any(n.endswith(".safetensors") for n in names) and _looks_ours(names):
             raise _no_manifest(place, names)
-    return place
+    return place, ()
 
 
 def is_ours(place: Path) -> bool:
@@ -122,23 +129,25 @@ def first_readable(order: Iterable[int], found: Mapping[int, Path]) -> int | Non
     return None
 
 
-def _within_run(run: Path, which: str) -> Path:
+def _within_run(run: Path, which: str) -> tuple[Path, tuple[Finding, ...]]:
     found = steps(run)
     if not found:
         inspect_path(str(run))  # raises where there is nothing
         raise _empty_run(run, which)
     if which == "latest":
-        return found[max(found)]
+        return found[max(found)], ()
     if which.isdecimal() and int(which) in found:
-        return found[int(which)]
+        return found[int(which)], ()
     if which == "best":
-        return found[_best(run, found)]
+        return found[_best(run, found)], ()
+    if which == "whole":
+        return _whole(run, found)
     raise refuse(
         f"{run}@{which}",
         "step-missing",
         f"the run has no checkpoint {which!r}",
         "it has steps " + ", ".join(map(str, found)),
-        f"holdtrue log {run}; then {run}@latest, {run}@best or {run}@STEP",
+        f"holdtrue log {run}; then {run}@latest, {run}@whole, {run}@best or {run}@STEP",
     )
 
 
@@ -165,6 +174,13 @@ def _best(run: Path, found: dict[int, Path]) -> int:
     if best is not None:
         return best
     raise fail(OpenError, f"{run}@best", no_best(run, manifests, ranking))
+
+
+def _whole(run: Path, found: dict[int, Path]) -> tuple[Path, tuple[Finding, ...]]:
+    step, damaged = newest_whole(found)
+    if step is None:
+        raise DamageError(damaged[0])
+    return found[step], passed_over(damaged)
 
 
 def _interrupted(place: Path) -> OpenError:
