@@ -21,9 +21,10 @@ from holdtrue.cli import main
 from holdtrue.engine import checkpoint as engine_checkpoint
 from holdtrue.engine import threads
 from holdtrue.errors import HoldtrueError
+from holdtrue.formats.step_names import step_name
 from holdtrue.limits import override
 from holdtrue.storage.commit import STAGING, put_aside
-from holdtrue.storage.locating import step_name, steps
+from holdtrue.storage.locating import steps
 
 NEXT = 99  # the step that is saved after the interruption
 

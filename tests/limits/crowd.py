@@ -25,7 +25,7 @@ from torch import nn
 
 import holdtrue
 from holdtrue.cli.prune import command as prune
-from holdtrue.storage.locating import step_name
+from holdtrue.formats.step_names import step_name
 from holdtrue.storage.locating import steps as published
 
 KEEP = holdtrue.Keep(last=3, best=2, by="loss", every=25)

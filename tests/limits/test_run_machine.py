@@ -23,7 +23,7 @@ from hypothesis.stateful import (
 
 import holdtrue
 from holdtrue.cli.prune import command as prune
-from holdtrue.storage.locating import step_name
+from holdtrue.formats.step_names import step_name
 
 LAST, BEST, EVERY = 2, 1, 5
 

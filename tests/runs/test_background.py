@@ -17,9 +17,9 @@ from torch import nn
 
 import holdtrue
 from holdtrue.formats.checkpoint_directory import read_manifest
+from holdtrue.formats.step_names import step_name
 from holdtrue.limits import override
 from holdtrue.records.manifest import NAME, encode_manifest
-from holdtrue.storage.locating import step_name
 
 
 def training(**settings: Any) -> dict[str, Any]:

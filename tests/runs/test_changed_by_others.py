@@ -7,7 +7,7 @@ import pytest
 
 import holdtrue
 from holdtrue import Keep, OpenError, Run
-from holdtrue.storage.locating import step_name
+from holdtrue.formats.step_names import step_name
 
 
 def a_run(path: Path, steps: int, keep: Keep | None = None) -> Run:

@@ -8,9 +8,8 @@ from typing import Any
 
 from holdtrue.engine.signing import Signer, fingerprint, sign, signed_by
 from holdtrue.engine.threads import in_threads
-from holdtrue.errors import HoldtrueError
 from holdtrue.findings import Finding, several
-from holdtrue.formats.checkpoint_directory import read_manifest, unreadable
+from holdtrue.formats.checkpoint_directory import unreadable
 from holdtrue.limits import limits
 from holdtrue.records.seal import (
     NAME,
@@ -109,37 +108,10 @@ def _compare(directory: Path, found: Seal) -> list[Finding]:
     changed = [n for n, d in zip(there, digests, strict=True) if found.files[n] != d]
     added = [name for name in [*names, *odd] if name not in found.files]
     gone = sorted(found.files.keys() - set(names))
-    findings = [
+    return [
         _broken(directory, kind, places)
         for kind, places in (("changed", changed), ("added", added), ("removed", gone))
         if places
-    ]
-    return findings or _compare_step(directory)
-
-
-def _compare_step(directory: Path) -> list[Finding]:
-    """A whole checkpoint, seal and all, may be put in the place of another one of its run."""
-    prefix, _, digits = directory.absolute().name.partition("-")
-    if prefix != "step" or not digits.isdecimal():
-        return []
-    try:
-        step = read_manifest(directory).step
-    except HoldtrueError:
-        return []  # sealed in this state; what is wrong with it is told elsewhere
-    if step is None or step == int(digits):
-        return []
-    return [
-        Finding(
-            code="seal-other-step",
-            severity="error",
-            where=str(directory),
-            what="a sealed checkpoint of another step stands under this name",
-            why="each byte is as it was sealed, and the manifest among them says which step it is; "
-            "the directory was renamed, or an older checkpoint was put in a newer one's place",
-            fix=f"rename it to step-{step:09d}, if it was you who renamed it",
-            saved=f"step {step}",
-            expected=f"step {int(digits)}",
-        )
     ]
 
 

@@ -12,6 +12,7 @@ import xxhash
 from holdtrue.errors import DamageError, HoldtrueError, OpenError, fail
 from holdtrue.findings import Finding, report
 from holdtrue.formats.safetensors import Header, parse_header
+from holdtrue.formats.step_names import compare_step
 from holdtrue.formats.view import LazyTensor, Piece, Storage, View
 from holdtrue.limits import limits
 from holdtrue.records.arrays import dtype_of
@@ -38,13 +39,22 @@ def read_manifest(directory: Path) -> Manifest:
     problem = find_problem(manifest)
     if problem:
         raise _damaged(str(directory / NAME), problem)
+    _require_step(directory, manifest.step)
     return manifest
 
 
 def read_summary(directory: Path) -> Summary:
     """What ranks a checkpoint among others. Raises OpenError or DamageError; a manifest that is as
     it was written and contradicts itself is told by `read_manifest` only."""
-    return decode_summary(_raw_manifest(directory), str(directory / NAME))
+    summary = decode_summary(_raw_manifest(directory), str(directory / NAME))
+    _require_step(directory, summary.step)
+    return summary
+
+
+def _require_step(directory: Path, step: int | None) -> None:
+    findings = compare_step(directory, step)
+    if findings:
+        raise DamageError(report(str(directory), findings))
 
 
 def _raw_manifest(directory: Path) -> bytes:

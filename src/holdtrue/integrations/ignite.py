@@ -22,11 +22,11 @@ except ModuleNotFoundError as error:
 
 from holdtrue.errors import SaveError, fail
 from holdtrue.findings import Finding
+from holdtrue.formats.step_names import step_name
 from holdtrue.runs.handle import Saving
 from holdtrue.runs.keep import Keep
 from holdtrue.runs.run import Run
 from holdtrue.storage.commit import remove
-from holdtrue.storage.locating import step_name
 
 
 class HoldtrueSaver(BaseSaveHandler):  # type: ignore[misc, unused-ignore]

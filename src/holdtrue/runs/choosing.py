@@ -90,6 +90,21 @@ def steps_given_up(run: Path, step: int, doomed: list[int]) -> Finding:
     )
 
 
+def later_steps_there(run: Path, step: int, others: list[int]) -> Finding:
+    return Finding(
+        code="later-steps-there",
+        severity="error",
+        where=str(run),
+        what=f"step {step} is not saved: {_listed(others)} {'is' if len(others) == 1 else 'are'} "
+        "here, and this training did not go back from there",
+        why="a resume would take the latest of those for this training's, and pruning this one, "
+        "being older, for what can go",
+        fix="goes on from the latest; with at=STEP back to a step, which puts later ones aside; or "
+        "save into another directory",
+        command="run.resume()",
+    )
+
+
 def _no_step(run: Path, at: int, present: list[int]) -> Finding:
     return Finding(
         code="step-missing",

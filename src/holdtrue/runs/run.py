@@ -24,6 +24,7 @@ from holdtrue.engine.telling import Tell
 from holdtrue.errors import HoldtrueError
 from holdtrue.findings import Report
 from holdtrue.formats.source import reading
+from holdtrue.formats.step_names import step_name
 from holdtrue.runs.asking import check_settings, ranking_by
 from holdtrue.runs.background import Background
 from holdtrue.runs.choosing import (
@@ -39,7 +40,7 @@ from holdtrue.runs.resuming import restore_parts, resume_first_whole
 from holdtrue.runs.shelf import Shelf
 from holdtrue.saving import Before, Prepared, prepare, whole_step, write
 from holdtrue.storage.failures import not_written
-from holdtrue.storage.locating import best_first, first_readable, step_name, steps
+from holdtrue.storage.locating import best_first, first_readable, steps
 
 _log = logging.getLogger("holdtrue")
 # What can go wrong with a save that no line of the training is wrong for.

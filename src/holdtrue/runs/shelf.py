@@ -13,8 +13,9 @@ from holdtrue.engine.linking import Earlier
 from holdtrue.errors import HoldtrueError, SaveError, fail
 from holdtrue.formats.checkpoint_directory import read_manifest, read_summary
 from holdtrue.formats.source import unreachable
+from holdtrue.formats.step_names import step_name
 from holdtrue.records.manifest import Manifest, Summary
-from holdtrue.runs.choosing import free_name, later, put_later_aside
+from holdtrue.runs.choosing import free_name, later, later_steps_there, put_later_aside
 from holdtrue.runs.keep import Keep, placed
 from holdtrue.runs.pruning import doomed, has_all_files, read_back, remove_steps
 from holdtrue.runs.resuming import Resumed
@@ -22,7 +23,7 @@ from holdtrue.runs.writing import give_back, still_held, take
 from holdtrue.saving import Saved
 from holdtrue.storage.commit import clear_leftovers, make_directories
 from holdtrue.storage.failures import already_exists, not_written
-from holdtrue.storage.locating import step_name, steps
+from holdtrue.storage.locating import steps
 
 _log = logging.getLogger("holdtrue")
 _SAVED_ONCE = "go on with the next step; to do this one again, move what is there away first"
@@ -72,8 +73,9 @@ class Shelf:
 
     def place(self, step: int) -> tuple[Path, Path | None]:
         """Where a step goes, and the name that what is there gets. Raises SaveError where it has
-        been saved already."""
+        been saved already, or comes before others that are there."""
         target = self.run / step_name(step)
+        self._require_none_later(step)
         if not os.path.lexists(target):
             return target, None
         if step in self.damaged:
@@ -83,6 +85,18 @@ class Shelf:
         if step in self.given_up:
             return target, free_name(target, "abandoned")  # it is gone by then
         raise fail(SaveError, str(target), already_exists(target, _SAVED_ONCE))
+
+    def _require_none_later(self, step: int) -> None:
+        """Another training's steps would be the latest, and pruning would take this one's for old.
+
+        Keeping the newest save instead of the highest step was rejected: a resume after a crash
+        would still go on from the other training.
+        """
+        gone = {*self.damaged, *self.given_up}
+        found = [(s, path) for s, path in steps(self.run).items() if s > step and s not in gone]
+        others = [s for s, path in found if self._summary(s, path) is not None]
+        if others:
+            raise fail(SaveError, str(self.run), later_steps_there(self.run, step, others))
 
     def resumed(self, found: Resumed, there: dict[int, Path]) -> None:
         """Note which steps count no more after a resume. `there` are those it chose from: what

@@ -3,7 +3,6 @@
 import contextlib
 import math
 import os
-import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import SupportsFloat
@@ -12,19 +11,14 @@ from holdtrue.errors import DamageError, HoldtrueError, OpenError, fail
 from holdtrue.findings import Finding
 from holdtrue.formats.checkpoint_directory import read_manifest, read_summary
 from holdtrue.formats.source import inspect_path, refuse, unreachable
+from holdtrue.formats.step_names import step_of
 from holdtrue.records.manifest import NAME, Manifest, Ranking, Summary
 from holdtrue.records.metrics import manifest_metrics
 from holdtrue.storage.commit import STAGING, may_list, put_aside
 from holdtrue.storage.unranked import no_best
 from holdtrue.storage.whole import newest_whole, passed_over
 
-_STEP = re.compile(r"step-([0-9]{9,})\Z")
 Ranked = tuple[int, Manifest | Summary]
-
-
-def step_name(step: int) -> str:
-    """The directory of a step: step-000000400."""
-    return f"step-{step:09d}"
 
 
 def steps(run: Path) -> dict[int, Path]:
@@ -35,12 +29,12 @@ def steps(run: Path) -> dict[int, Path]:
     try:
         if not run.is_dir():
             return {}
-        found = [(_STEP.match(name), name) for name in os.listdir(run)]
+        found = [(step_of(name), name) for name in os.listdir(run)]
     except FileNotFoundError:
         return {}
     except OSError as error:
         raise unreachable(str(run), error) from None
-    return dict(sorted((int(m[1]), run / name) for m, name in found if m))
+    return dict(sorted((step, run / name) for step, name in found if step is not None))
 
 
 def require_steps(run: Path) -> dict[int, Path]:
