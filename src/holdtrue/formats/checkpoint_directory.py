@@ -142,9 +142,10 @@ def _check_files(directory: Path, manifest: Manifest) -> tuple[dict[str, Header]
     for name, expected in manifest.files.items():
         path = directory / name
         try:
-            size = os.lstat(path).st_size
-            linked = path.is_symlink() or (path.parent != directory and path.parent.is_symlink())
-            if linked or not path.is_file():
+            found = os.lstat(path)  # asked once: what is removed meanwhile is no link
+            size = found.st_size
+            linked = path.parent != directory and path.parent.is_symlink()
+            if linked or not stat.S_ISREG(found.st_mode):
                 findings.append(_not_a_file(path))
                 continue
             if size != expected.nbytes:
