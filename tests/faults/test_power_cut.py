@@ -25,19 +25,30 @@ from holdtrue.storage.locating import steps
 Done = dict[str, int]  # the newest step that `save` has returned for, and the one in progress
 
 
-def command(*words: object) -> None:
+def refusal(*words: object) -> str:
+    """Why the command cannot be had here, or fails; empty where it does its work."""
     try:
         done = subprocess.run([str(w) for w in words], capture_output=True, text=True, check=False)
     except FileNotFoundError:
-        pytest.skip(f"{words[0]} is not installed")
-    if done.returncode:
-        pytest.skip(f"{words[0]} is refused here: {done.stderr.strip()[:100]}")
+        return f"{words[0]} is not installed"
+    return f"{words[0]} is refused: {done.stderr.strip()[:200]}" if done.returncode else ""
+
+
+def needs_ext4(image: Path, place: Path) -> None:
+    """Skip where no new file system can be made or mounted: one that was cut off has to be."""
+    place.mkdir()
+    for words in (("mkfs.ext4", "-q", "-b", "1024", image), ("mount", "-o", "loop", image, place)):
+        why = refusal(*words)
+        if why:
+            pytest.skip(why)
+    subprocess.run(["umount", place], check=True)
 
 
 @contextmanager
 def mounted(image: Path, place: Path) -> Iterator[Path]:
     place.mkdir(exist_ok=True)
-    command("mount", "-o", "loop", image, place)
+    why = refusal("mount", "-o", "loop", image, place)
+    assert not why, why
     try:
         yield place
     finally:
@@ -80,7 +91,7 @@ def test_the_disk_of_every_moment(
     image, shot, place = tmp_path / "image", tmp_path / "shot", tmp_path / "again"
     with image.open("wb") as file:
         file.truncate(4 << 20)
-    command("mkfs.ext4", "-q", "-b", "1024", image)
+    needs_ext4(image, tmp_path / "first")
     done: Done = {"durable": 0, "begun": 0}
     taken = torn = 0
     chance = random.Random(last)
