@@ -1,5 +1,6 @@
 """What is interrupted: each prepares a directory, acts on it, and says what may be there then."""
 
+import json
 import os
 import shutil
 import subprocess
@@ -33,7 +34,8 @@ class Scenario(Struct, frozen=True, eq=False):
     name: str
     prepare: Callable[[Path], None]
     act: Callable[[Path], dict[str, Any]]
-    check: Callable[[Path], None]
+    check: Callable[[Path], None]  # whatever ended it
+    done: Callable[[Path], bool] = lambda root: True  # once `act` has come to its end
 
 
 class _NoThread(Thread):
@@ -91,10 +93,13 @@ def attempt(act: Callable[[], object]) -> dict[str, Any]:
 
 
 def check_run(
-    run: Path, stays: dict[int, set[float]], new: dict[int, set[float]] | None = None
+    run: Path,
+    stays: dict[int, set[float]],
+    new: dict[int, set[float]] | None = None,
+    aside: set[str] = frozenset(),  # type: ignore[assignment]
 ) -> None:
     """The steps of `stays` verify and are resumable, those of `new` are that or absent, nothing
-    else is there; then a resume and a save work, and nothing is left over."""
+    else is there; then a resume and a save work, and nothing is left over but what is `aside`."""
     found = look_at(run, stays, new or {})
     given = parts(-1)
     resumed = Run(run, **given)
@@ -103,8 +108,9 @@ def check_run(
     save_to(resumed, NEXT)
     resumed.close()
     found = look_at(run, {**found, NEXT: {float(NEXT)}}, {})
-    names = {name for name in os.listdir(run) if not name.startswith("abandoned-")}
-    assert names == {step_name(step) for step in found}, names
+    left = set(os.listdir(run)) - aside
+    assert left == {step_name(step) for step in found}, f"beside the steps: {left}"
+    assert aside <= set(os.listdir(run))
 
 
 def look_at(
@@ -113,16 +119,27 @@ def look_at(
     """What each listed step holds; every one verifies."""
     found = {}
     for step, path in steps(run).items():
-        verified = holdtrue.verify(path)
-        assert verified.ok, f"step {step}: {verified}"
-        trained = holdtrue.open(path)["model"]["trained.weight"]
-        assert trained.eq(trained[0, 0]).all()
-        found[step] = {float(trained[0, 0])}
+        found[step] = {value_in(path)}
     allowed = {step: stays.get(step, set()) | new.get(step, set()) for step in {*stays, *new}}
     assert set(stays) <= set(found) <= set(allowed), f"steps {sorted(found)}"
     for step, values in found.items():
         assert values <= allowed[step], f"step {step} holds {values}"
     return found
+
+
+def value_in(path: Path) -> float:
+    """What a checkpoint of `parts` holds; it verifies, and all of it was saved at once."""
+    verified = holdtrue.verify(path)
+    assert verified.ok, f"{path.name}: {verified}"
+    given = holdtrue.open(path)
+    value = given["model"]["trained.weight"][0, 0]
+    assert given["model"].keys() == {"frozen.weight", "trained.weight", "trained.bias"}
+    assert given["model"]["frozen.weight"].eq(0.5).all()
+    momenta = [state["momentum_buffer"] for state in given["optimizer"]["state"].values()]
+    assert len(momenta) == 2
+    trained = [given["model"][f"trained.{name}"] for name in ("weight", "bias")]
+    assert all(t.eq(value).all() for t in (*trained, *momenta)), f"{path.name} is mixed"
+    return float(value)
 
 
 def value_of(given: dict[str, Any]) -> float:
@@ -206,15 +223,14 @@ def _two_steps_and_a_killed_save(root: Path) -> None:
 
 
 def _check_resumed_back(root: Path) -> None:
+    """What was step 2 is listed as that, or put aside; never lost, and never both."""
     run = root / "run"
     aside = run / f"abandoned-{step_name(2)}"
-    there = steps(run)
-    assert 2 in there or aside.exists() or 2 not in there
     if aside.exists():
-        assert holdtrue.verify(aside).ok
-    else:  # the step of the training that was given up has not been touched
-        assert 2 in there
-    check_run(run, {1: {1.0}}, {2: {2.0, 22.0}})
+        assert value_in(aside) == 2
+        check_run(run, {1: {1.0}}, {2: {22.0}}, aside={aside.name})
+    else:
+        check_run(run, {1: {1.0}, 2: {2.0}})
 
 
 # --- one checkpoint, files and commands
@@ -239,16 +255,24 @@ def _check_overwritten(root: Path) -> None:
     place = root / "kept"
     if not place.exists():  # between the two renames; `holdtrue.open` says where it is
         (place,) = put_aside(place)
-    assert holdtrue.verify(place).ok
-    assert float(holdtrue.open(place)["model"]["trained.weight"][0, 0]) in (1, 2)
+    assert value_in(place) in (1, 2)
     holdtrue.save(root / "kept", overwrite=True, **parts(3))
-    assert holdtrue.verify(root / "kept").ok
+    assert value_in(root / "kept") == 3
+
+
+Tensors = dict[str, torch.Tensor]
+# No two numbers are the same: what was cut can be looked for in the file, and nothing is exchanged.
+STATE: Tensors = {
+    "frozen": torch.arange(1280.0).view(32, 40),
+    "weight": torch.arange(1280.0).view(80, 16) + 2000,
+    "bias": torch.arange(80.0) + 4000,
+}
+OLD: Tensors = {"w": torch.full((3,), 7.0)}
 
 
 def _torch_file(root: Path) -> None:
     root.mkdir()
-    given = parts(1)
-    torch.save({k: v.clone() for k, v in given["model"].state_dict().items()}, root / "a.pt")
+    torch.save(STATE, root / "a.pt")
 
 
 def _cut_torch_file(root: Path) -> None:
@@ -257,24 +281,38 @@ def _cut_torch_file(root: Path) -> None:
         file.truncate(file.seek(0, os.SEEK_END) * 2 // 3)
 
 
-def _old_target(name: str, prepare: Callable[[Path], None]) -> Callable[[Path], None]:
-    def prepared(root: Path) -> None:
-        prepare(root)
-        called("convert", root / "old.pt", root / name, source=root)
+def _with_old_target(root: Path) -> None:
+    _torch_file(root)
+    torch.save(OLD, root / "old.pt")
+    assert called("convert", root / "old.pt", root / "b.safetensors")[0] == 0
+    (root / "old.pt").unlink()
 
-    return prepared
+
+def whole_in(file: Path) -> Tensors:
+    """The tensors of the state whose bytes are all in the file: what a salvage has to find."""
+    raw = file.read_bytes()
+    return {name: tensor for name, tensor in STATE.items() if tensor.numpy().tobytes() in raw}
 
 
-def called(*words: object, source: Path | None = None) -> tuple[int, str]:
-    """The command in this process: its exit status and all it printed."""
-    if source is not None:
-        torch.save({"w": torch.ones(3)}, source / "old.pt")
+def holds(path: Path, expected: Tensors) -> bool:
+    """Whether it verifies, and holds these tensors with these values and no others."""
+    verified = holdtrue.verify(path)
+    assert verified.ok, f"{path.name}: {verified}"
+    prefix = "model/" if path.is_dir() else ""
+    found = {name: tensor.torch() for name, tensor in holdtrue.open(path).tensors.items()}
+    return found.keys() == {prefix + name for name in expected} and all(
+        torch.equal(found[prefix + name], tensor) for name, tensor in expected.items()
+    )
+
+
+def called(*words: object) -> tuple[int, str]:
+    """The command in this process: its exit status and what it printed as its answer."""
     said = StringIO()
     said.fileno = lambda: os.open(os.devnull, os.O_WRONLY)  # type: ignore[method-assign]
     with (
         mock.patch("sys.argv", ["holdtrue", *map(str, words)]),
         redirect_stdout(said),
-        redirect_stderr(said),
+        redirect_stderr(StringIO()),
     ):
         try:
             main()
@@ -283,40 +321,50 @@ def called(*words: object, source: Path | None = None) -> tuple[int, str]:
     raise AssertionError("a command exits")
 
 
-def _commands(*words: str, good: int = 0) -> Callable[[Path], dict[str, Any]]:
+def _refused(words: list[str]) -> list[list[str]]:
+    """What the command was refused with, as findings; none where it has done its work. A salvage
+    ends with status 1 in both cases: the answer tells."""
+    status, said = called(*words, "--json")
+    answer = json.loads(said) if said else {}
+    if "kind" in answer or "removed" in answer:
+        assert status == (words[0] == "salvage")
+        return []
+    assert status > 0, said
+    parts = ("code", "what", "where", "why", "fix")
+    told = [f for f in answer.get("findings", []) if f["severity"] == "error"]
+    return [[f.get(part, "") for part in parts] for f in told] or [["", said, "", "", ""]]
+
+
+def _commands(*words: str) -> Callable[[Path], dict[str, Any]]:
     def act(root: Path) -> dict[str, Any]:
         with small_and_in_order():
-            command = [str(root / word) if "." in word or word == "run" else word for word in words]
-            command = [w if not w.endswith("last=1") else "last=1" for w in command]
-            status, said = called(*command)
-            told = {"error": None if status == good else said, "findings": [], "status": status}
-            if status != good:
-                again, more = called(*command)
-                if "already-exists" not in more and "[already" not in more:
-                    assert again == good, more
-            return told
+            command = [str(root / w) if "." in w or w == "run" else w for w in words]
+            told = _refused(command)
+            if told:  # once more: what was published before it was refused stands there already
+                again = _refused(command)
+                assert not again or again[0][0] == "already-exists", again
+            return {"error": told[0][0] or "?" if told else None, "findings": told}
 
     return act
 
 
-def _check_written(name: str, replaced: bool, *words: str, good: int = 0) -> Callable[[Path], None]:
+def _check_written(name: str, *words: str, old: Tensors | None = None) -> Callable[[Path], None]:
+    """It holds what was asked for, or it is as it was: absent, or the old one to the last value."""
+
     def check(root: Path) -> None:
-        target = root / name
-        assert set(os.listdir(root)) <= {"a.pt", "old.pt", name, STAGING}
-        place = target
-        if not target.exists() and target.suffix in ("", ".dir") and replaced:
-            (place,) = put_aside(target)
-        if place.exists():
-            opened = holdtrue.open(place)
-            assert holdtrue.verify(place).ok or place.suffix
-            assert len(list(opened.tensors)) in (1, 2, 3)
-        else:
-            assert not replaced
-        again, said = called(*words[:1], root / "a.pt", target, "--overwrite", *words[1:])
-        assert again == good, said
-        assert len(list(holdtrue.open(target).tensors)) > 0
+        source, target = root / "a.pt", root / name
+        new = whole_in(source)
+        assert set(os.listdir(root)) <= {"a.pt", name, STAGING}
+        if old is not None or target.exists():
+            assert holds(target, new) or (old is not None and holds(target, old)), "other tensors"
+        assert not _refused([words[0], str(source), str(target), "--overwrite", *words[1:]])
+        assert holds(target, new), "other tensors when it is done again"
 
     return check
+
+
+def _written(name: str) -> Callable[[Path], bool]:
+    return lambda root: holds(root / name, whole_in(root / "a.pt"))
 
 
 def _prune_start(root: Path) -> None:
@@ -326,26 +374,31 @@ def _prune_start(root: Path) -> None:
             save_to(run, step)
 
 
+def _saved(*either: int) -> Callable[[Path], bool]:
+    return lambda root: bool(set(either) & set(steps(root / "run")))
+
+
 SCENARIOS = [
     Scenario("first save", _nothing, _saves(1),
-             lambda r: check_run(r / "run", {}, {1: {1}, 2: {1}})),
+             lambda r: check_run(r / "run", {}, {1: {1}, 2: {1}}), _saved(1, 2)),
     Scenario("later save with hard links", _two_steps, _saves(3),
-             lambda r: check_run(r / "run", {1: {1}, 2: {2}}, {3: {3}, 4: {3}})),
+             lambda r: check_run(r / "run", {1: {1}, 2: {2}}, {3: {3}, 4: {3}}), _saved(3, 4)),
     Scenario("save behind", _two_steps, _saves(3, wait=False),
-             lambda r: check_run(r / "run", {1: {1}, 2: {2}}, {3: {3}, 4: {3}})),
+             lambda r: check_run(r / "run", {1: {1}, 2: {2}}, {3: {3}, 4: {3}}), _saved(3, 4)),
     Scenario("save that prunes", _two_steps, _saves(3, keep=Keep(last=1)),
-             lambda r: _check_pruned(r)),
+             lambda r: _check_pruned(r), _saved(3, 4)),
     Scenario("resume that cleans up, and goes back", _two_steps_and_a_killed_save, _resumes_back,
              _check_resumed_back),
-    Scenario("overwriting save", _one_checkpoint, _overwrites, _check_overwritten),
+    Scenario("overwriting save", _one_checkpoint, _overwrites, _check_overwritten,
+             lambda r: value_in(r / "kept") == 2),
     Scenario("convert to a directory", _torch_file,
              _commands("convert", "a.pt", "b.dir", "--to", "holdtrue"),
-             _check_written("b.dir", False, "convert", "--to", "holdtrue")),
-    Scenario("convert over a file", _old_target("b.safetensors", _torch_file),
+             _check_written("b.dir", "convert", "--to", "holdtrue"), _written("b.dir")),
+    Scenario("convert over a file", _with_old_target,
              _commands("convert", "a.pt", "b.safetensors", "--overwrite"),
-             _check_written("b.safetensors", True, "convert")),
-    Scenario("salvage", _cut_torch_file, _commands("salvage", "a.pt", "b.pt", good=1),
-             _check_written("b.pt", False, "salvage", good=1)),
+             _check_written("b.safetensors", "convert", old=OLD), _written("b.safetensors")),
+    Scenario("salvage", _cut_torch_file, _commands("salvage", "a.pt", "b.pt"),
+             _check_written("b.pt", "salvage"), _written("b.pt")),
     Scenario("prune", _prune_start, _commands("prune", "run", "--keep", "last=1"),
              lambda r: check_run(r / "run", {3: {3}}, {1: {1}, 2: {2}})),
 ]  # fmt: skip

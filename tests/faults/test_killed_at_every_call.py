@@ -18,6 +18,7 @@ def tried(scenario: Scenario, tmp_path: Path) -> tuple[Path, list[Point]]:
     ended = run_child(scenario.act, root, tmp_path, *of_calls(CHANGING))
     assert ended.told is not None, ended.output
     assert ended.told["error"] is None, ended.told
+    assert scenario.done(root)
     scenario.check(root)
     shutil.rmtree(root)
     return start, list(points(ended.log, root))
@@ -30,6 +31,7 @@ def kill_at(scenario: Scenario, start: Path, point: Point, tmp_path: Path) -> bo
     ended = run_child(scenario.act, root, tmp_path, *killing(point))
     assert ended.signal in (0, signal.SIGKILL), ended.output
     try:
+        assert ended.signal or scenario.done(root)
         scenario.check(root)
     except Exception as error:
         raise AssertionError(f"{scenario.name}, killed at {point}") from error
