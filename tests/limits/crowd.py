@@ -19,7 +19,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import click
 import torch
 from torch import nn
 
@@ -29,6 +28,7 @@ from holdtrue.formats.step_names import step_name
 from holdtrue.storage.locating import steps as published
 
 KEEP = holdtrue.Keep(last=3, best=2, by="loss", every=25)
+NONE_YET = ("path-missing", "directory-unknown", "not-a-run")  # as a run without steps is told
 RULES = "last=3,best=2,by=loss,every=25"
 THREADS = 2
 _context = multiprocessing.get_context("fork")
@@ -68,8 +68,33 @@ def loss(step: int) -> float:
     return float(step * 7919 % 1009)
 
 
-def code(error: holdtrue.HoldtrueError) -> str:
+# What it is told as when what was chosen is removed before it is read: one of its files is not
+# there, or nothing is. Bytes that differ are never told so.
+GONE = {"path-missing", "file-missing", "manifest-missing", "not-a-checkpoint"}
+
+
+def code(error: holdtrue.HoldtrueError, *meant: str) -> str:
+    """Of what may happen here. Anything else, damage above all, is the end of this process."""
+    codes = {finding.code for finding in error.report.errors if not _lost_half_way(finding)}
+    if not error.report.errors or not codes <= set(meant):
+        raise error
     return error.report.errors[0].code
+
+
+def _lost_half_way(finding: holdtrue.Finding) -> bool:
+    """A file that went while it was restored from in one reading, by what the system said."""
+    at_once = finding.code in ("target-unusable", "file-unreadable")
+    return at_once and "No such file" in finding.why
+
+
+def require_removed(report: holdtrue.Report | None) -> int:
+    """How many steps a resume passed over: each is gone by now, or it was wrong to."""
+    found = report.findings if report is not None else ()
+    over = [Path(f.where) for f in found if f.code == "checkpoint-passed-over"]
+    there = [str(path) for path in over if path.exists()]
+    if there:
+        raise Torn(f"passed over, and still there: {there}: {report}")
+    return len(over)
 
 
 def writer(run: Path, chance: random.Random, over: Callable[[], bool], log: Any) -> Counter[str]:
@@ -79,13 +104,14 @@ def writer(run: Path, chance: random.Random, over: Callable[[], bool], log: Any)
         state = parts()
         guard = threading.Lock()
         ended = threading.Event()
-        with holdtrue.Run(run, keep=KEEP, **state) as mine:
+        with holdtrue.Run(run, keep=KEEP, on_error="raise", **state) as mine:
             try:
                 resumed = mine.resume()
             except holdtrue.HoldtrueError as error:
                 # All that were listed are gone by now: others have saved newer ones.
-                counts[f"resume: {code(error)}"] += 1
+                counts[f"resume: {code(error, *GONE)}"] += 1
                 continue
+            counts["passed over, being removed"] += require_removed(mine.report)
             if resumed:
                 check(dict(state["model"].named_parameters()), state["said"]["step"], resumed)
                 counts["resumed"] += 1
@@ -104,18 +130,66 @@ def writer(run: Path, chance: random.Random, over: Callable[[], bool], log: Any)
                                 step, {"loss": loss(step)}, wait=chance.random() < 0.3
                             )
                         except holdtrue.SaveError as error:
-                            if code(error) != "run-held":
-                                raise
-                            counts["refused, another one writes"] += 1
+                            # Or another one saved between this one's resume and its first save.
+                            counts[f"refused: {code(error, 'run-held', 'later-steps-there')}"] += 1
                             ended.set()
                             return
                     saving.wait()
                     os.write(log, f"{step}\n".encode())
                     counts["saved"] += 1
+                    with guard:  # nobody else writes now: the newest is one of ours
+                        if chance.random() < 0.3 and not ended.is_set():
+                            again = mine.resume()
+                            check(
+                                dict(state["model"].named_parameters()),
+                                state["said"]["step"],
+                                again,
+                            )
+                            if again < step or require_removed(mine.report):
+                                raise Torn(f"step {step} is durable, and {again} was resumed")
+                            counts["resumed between saves"] += 1
 
-            in_threads([lambda: save_some(chance.randint(1, 6))] * THREADS)
+            def look(mine: Any = mine) -> None:
+                """Beside the saves of the same Run, by its own functions and the public ones."""
+                for _ in range(3):
+                    one_look(mine, chance, counts)
+
+            saves = [lambda: save_some(chance.randint(1, 6))] * THREADS
+            in_threads([*saves, look])
         time.sleep(chance.uniform(0, 0.3))
     return counts
+
+
+def one_look(mine: holdtrue.Run, chance: random.Random, counts: Counter[str]) -> None:
+    kind = chance.choice(("latest", "best", "verify", "restore"))
+    try:
+        if kind == "verify":
+            there = mine.steps()
+            path = mine.path / step_name(chance.choice(there)) if there else mine.path
+            said = holdtrue.verify(path)
+            if not said.ok:
+                code(holdtrue.DamageError(said), *GONE)
+                raise_if_there(path, holdtrue.DamageError(said))
+        elif kind == "restore":
+            state = parts()
+            found = holdtrue.open(mine.path)
+            found.restore(**state, rng=False)
+            check(dict(state["model"].named_parameters()), state["said"]["step"], found.step or 0)
+        else:
+            found = mine.latest() if kind == "latest" else mine.best()
+            if found is not None:
+                check(found["model"], found["said"]["step"], found.step)
+    except holdtrue.HoldtrueError as error:
+        counts[f"beside saves: {kind}: {code(error, *NONE_YET, *GONE)}"] += 1
+        raise_if_there(Path(error.report.subject), error)
+        return
+    counts[f"beside saves: {kind}"] += 1
+
+
+def raise_if_there(path: Path, error: holdtrue.HoldtrueError) -> None:
+    """A step that is there is whole: only of one that was removed may something be missing."""
+    if path.name.startswith("step-") and path.exists():
+        raise error
 
 
 def reader(run: Path, chance: random.Random, over: Callable[[], bool], log: Any) -> Counter[str]:
@@ -132,18 +206,18 @@ def reader(run: Path, chance: random.Random, over: Callable[[], bool], log: Any)
             step = chance.choice(list(found))
             try:
                 read_one(step, found[step], state)
-            except holdtrue.HoldtrueError:
-                if (run / step_name(step)).exists():
-                    raise
+            except holdtrue.HoldtrueError as error:
+                code(error, *GONE)
+                raise_if_there(run / step_name(step), error)
                 counts["removed while it was read"] += 1
 
     def read_one(step: int, path: Path, state: dict[str, Any]) -> None:
         kind = chance.choice(("verify", "restore", "restore while", "read"))
         if kind == "verify":
             report = holdtrue.verify(path)
-            if not report.ok and path.exists():
-                raise Torn(str(report))
-            counts["verified" if report.ok else "removed while it was read"] += 1
+            if not report.ok:
+                raise holdtrue.DamageError(report)
+            counts["verified"] += 1
             return
         checkpoint = holdtrue.open(path)
         if kind == "read":
@@ -172,14 +246,13 @@ def pruner(run: Path, chance: random.Random, over: Callable[[], bool], log: Any)
                 finally:
                     sys.stdout = before
             counts["pruned by the command"] += 1
-        except (holdtrue.HoldtrueError, click.ClickException) as error:
-            why = code(error) if isinstance(error, holdtrue.HoldtrueError) else str(error)
-            counts[f"prune: {why}"] += 1
+        except holdtrue.HoldtrueError as error:
+            counts[f"prune: {code(error, 'run-held', *NONE_YET)}"] += 1
         for look in (looking.latest, looking.best):
             try:
                 found = look()
             except holdtrue.HoldtrueError as error:
-                counts[f"{look.__name__}: {code(error)}"] += 1
+                counts[f"{look.__name__}: {code(error, *GONE)}"] += 1
                 continue
             counts[f"looked for {look.__name__}"] += found is not None
         time.sleep(chance.uniform(0, 0.05))
