@@ -135,7 +135,9 @@ def face(family: str, name: str, thorough: bool, place: Path) -> dict[str, Any]:
     if "path" not in said:
         return said
     before = contents(folder), contents(sentinel)
+    began = time.monotonic()
     result = forked(lambda: try_attack(folder, Path(said["path"]), thorough))
+    result["seconds"] = time.monotonic() - began
     result["changed"] = [
         name for old, now in zip(before, (contents(folder), contents(sentinel)), strict=True)
         for name in old.keys() | now.keys() if old.get(name) != now.get(name)

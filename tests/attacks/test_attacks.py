@@ -109,16 +109,27 @@ def test_family_thoroughly(family: str, ring: Arena, figure: Any) -> None:
 def face(family: str, ring: Arena, thorough: bool, figure: Any) -> None:
     wrong: list[str] = []
     cannot: list[str] = []
+    spent: list[tuple[float, int, str]] = []
     for name in FAMILIES[family]:
         result = ring.ask(family, name, thorough)
         if "cannot" in result:
             cannot.append(f"{name}: {result['cannot']}")
             continue
         wrong += misses(family, name, result)
+        spent.append((result["seconds"], result.get("grown", 0), name))
         figure(f"attacks{' thoroughly' if thorough else ''}: {family}")
     assert not wrong, f"{len(wrong)}:\n" + "\n".join(wrong)
     for line in cannot:
         print(f"not made here: {line}")
+    if spent:
+        tell_most(f"{family}{', thoroughly' if thorough else ''}", spent, figure)
+
+
+def tell_most(where: str, spent: list[tuple[float, int, str]], figure: Any) -> None:
+    """For people: no time is asserted but the patience with a child that hangs."""
+    longest, largest = max(spent), max(spent, key=lambda s: s[1])
+    figure(f"seconds of the longest attack: {where}: {longest[2]}", round(longest[0], 1))
+    figure(f"MiB of the largest attack: {where}: {largest[2]}", largest[1] >> 20)
 
 
 def test_the_readme_lists_every_attack() -> None:
