@@ -585,7 +585,7 @@ def test_what_is_no_file_and_what_has_no_text_for_a_name_is_told(tmp_path: Path)
 
 
 def test_a_damaged_step_keeps_no_other_from_being_sealed(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with holdtrue.Run(tmp_path / "run", weights=torch.ones(2)) as run:
         for step in (1, 2, 3):
@@ -593,7 +593,10 @@ def test_a_damaged_step_keeps_no_other_from_being_sealed(
     first, *others = sorted((tmp_path / "run").iterdir())
     file = first / "manifest.json"
     file.write_bytes(file.read_bytes().replace(b"weights", b"wEights", 1))
-    assert main(["seal", str(tmp_path / "run")]) == 1
+    monkeypatch.setattr(sys, "argv", ["holdtrue", "seal", str(tmp_path / "run")])
+    with pytest.raises(SystemExit) as end:
+        main()
+    assert end.value.code == 1
     said = capsys.readouterr()
     assert "manifest-damaged" in said.err + said.out
     assert [(p / SEAL).exists() for p in (first, *others)] == [False, True, True]
