@@ -63,12 +63,12 @@ def test_warned_it_goes_on(
     assert all(holdtrue.verify(run.path / f"step-{n:09d}").ok for n in (1, 2))
 
 
-def test_raised_unless_asked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    run = holdtrue.Run(tmp_path / "run", model=nn.Linear(2, 2))
+def test_raised_where_asked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = holdtrue.Run(tmp_path / "run", on_error="raise", model=nn.Linear(2, 2))
     refuse(monkeypatch)
     with pytest.raises(SaveError, match="write-failed"):
         run.save(1, wait=True)
-    behind = holdtrue.Run(tmp_path / "run", model=nn.Linear(2, 2))
+    behind = holdtrue.Run(tmp_path / "run", on_error="raise", model=nn.Linear(2, 2))
     with pytest.raises(SaveError, match="write-failed"):
         behind.save(1)
         behind.close()

@@ -94,8 +94,12 @@ class Shelf:
         would still go on from the other training.
         """
         gone = {*self.damaged, *self.given_up, *self._own}
-        found = [(s, path) for s, path in steps(self.run).items() if s > step and s not in gone]
-        others = [s for s, path in found if self._summary(s, path) is not None]
+        try:
+            there = steps(self.run)
+        except HoldtrueError:  # may not be listed: then nothing is pruned either
+            return
+        found = [(s, path) for s, path in there.items() if s > step and s not in gone]
+        others = [s for s, path in found if _is_readable(path)]
         if others:
             raise fail(SaveError, str(self.run), later_steps_there(self.run, step, others))
 
@@ -245,3 +249,11 @@ class Shelf:
             except HoldtrueError:
                 bad.append(step)
         return bad
+
+
+def _is_readable(path: Path) -> bool:
+    try:
+        read_manifest(path)
+    except HoldtrueError:
+        return False
+    return True
