@@ -750,9 +750,10 @@ def test_what_was_overwritten_since_it_was_opened_is_told(tmp_path: Path) -> Non
     holdtrue.save(tmp_path / "kept", model=model)
     opened = holdtrue.open(tmp_path / "kept")
     holdtrue.save(tmp_path / "kept", overwrite=True, model=nn.Linear(2, 2))
-    with pytest.raises(holdtrue.DamageError) as caught:
-        opened.restore(model=model)
-    assert [f.code for f in caught.value.report.errors] == ["replaced-while-read"]
+    for ask in (lambda: opened.restore(model=model), lambda: opened["model"]):
+        with pytest.raises(holdtrue.DamageError) as caught:
+            ask()
+        assert [f.code for f in caught.value.report.errors] == ["replaced-while-read"]
 
 
 def test_a_metric_too_large_for_a_float_is_no_best(tmp_path: Path) -> None:

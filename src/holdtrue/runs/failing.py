@@ -6,7 +6,9 @@ from holdtrue.errors import HoldtrueError
 
 FAILURES = (HoldtrueError, OSError, MemoryError)  # of a save; all else is wrong with the program
 # What a disk or a machine refuses for a time. All else is for the caller to mend.
-_PASSING = frozenset({"disk-full", "write-failed", "read-failed", "read-back-differs"})
+_PASSING = frozenset(
+    {"disk-full", "write-failed", "read-failed", "read-back-differs", "path-unreadable"}
+)
 
 
 def ends_training(

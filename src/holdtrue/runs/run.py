@@ -21,6 +21,7 @@ from holdtrue.engine.linking import Earlier
 from holdtrue.engine.signing import signer
 from holdtrue.engine.staging import Places, Staging
 from holdtrue.engine.telling import Tell
+from holdtrue.errors import OpenError
 from holdtrue.findings import Report
 from holdtrue.formats.source import reading
 from holdtrue.formats.step_names import step_name
@@ -104,7 +105,12 @@ class Run:
         self._saves = threading.RLock()  # several threads may save into one run
         self._at_rest = False  # see `rest`
         self._kept_one = False  # whether a save has succeeded
-        self._shelf.clear_leftovers()
+        try:
+            self._shelf.clear_leftovers()
+        except OpenError as error:
+            if ends_training(error, on_error, kept_one=False):
+                raise
+            _log.warning("what killed saves may have left is not cleared away: %s", error)
         self._gate = StepGate(parts) if overlap else None
         self._preemption = Preemption() if preemption else None
 
