@@ -112,6 +112,10 @@ class Checkpoint:
         """The value of a part, its tensors read and verified."""
         if part not in self.parts:
             raise KeyError(f"{self.path} has no part {part!r}; it has {', '.join(self.parts)}")
+        with self._unless_replaced():
+            return self._value(part)
+
+    def _value(self, part: str) -> Any:
         if self._manifest is None:
             return self._foreign_value(foreign_parts(self._view)[part], part)
         record = self._manifest.parts[part]

@@ -47,7 +47,7 @@ def advance(parts: dict[str, Any]) -> float:
 
 
 def small(path: Path, keep: Keep | None = None) -> Run:
-    return Run(path, keep=keep, value=[1])
+    return Run(path, on_error="raise", keep=keep, value=[1])
 
 
 def listed(path: Path) -> list[str]:
@@ -67,7 +67,7 @@ def save_all(run: Run, metrics: dict[int, Any]) -> list[int]:
 
 
 def test_a_fresh_run_starts_at_zero_and_writes_nothing(tmp_path: Path) -> None:
-    with Run(tmp_path / "run", **training()) as run:
+    with Run(tmp_path / "run", on_error="raise", **training()) as run:
         assert run.resume() == 0
         assert run.latest() is None
         assert run.steps() == []
@@ -80,13 +80,13 @@ def test_resuming_goes_on_bit_for_bit(tmp_path: Path) -> None:
     losses = [advance(whole) for _ in range(12)]
 
     first = training()
-    run = Run(tmp_path / "run", **first)
+    run = Run(tmp_path / "run", on_error="raise", **first)
     assert run.resume() == 0
     before = [advance(first) for _ in range(5)]
     run.save(5, wait=True)
 
     second = training(seed=99)
-    run = Run(tmp_path / "run", **second)
+    run = Run(tmp_path / "run", on_error="raise", **second)
     assert run.resume() == 5
     after = [advance(second) for _ in range(7)]
     assert before + after == losses
@@ -159,7 +159,7 @@ def test_arguments_of_the_wrong_kind_are_refused_before_anything_is_written(tmp_
             holdtrue.save(f"{tmp_path}/a\0b", value=1, overwrite=overwrite)
         assert caught.value.report.errors[0].code == "path-invalid"
     with pytest.raises(holdtrue.HoldtrueError) as refused:
-        Run(tmp_path / "run", keep=3, value=1)  # type: ignore[arg-type]
+        Run(tmp_path / "run", on_error="raise", keep=3, value=1)  # type: ignore[arg-type]
     assert refused.value.report.errors[0].code == "keep-invalid"
     assert os.listdir(tmp_path) == []
 
@@ -319,7 +319,7 @@ KILLED = """
     torch.manual_seed(int(sys.argv[2]))
     model = nn.Linear(1000, 1000)
     optimizer = torch.optim.AdamW(model.parameters())
-    run = holdtrue.Run(sys.argv[1], model=model, optimizer=optimizer)
+    run = holdtrue.Run(sys.argv[1], on_error="raise", model=model, optimizer=optimizer)
     step = run.resume()
     while True:
         optimizer.zero_grad()
@@ -379,7 +379,7 @@ def test_killed_saves_leave_every_finished_checkpoint_whole(tmp_path: Path) -> N
 
 def test_a_damaged_newest_checkpoint_is_passed_over(tmp_path: Path) -> None:
     parts = training()
-    run = Run(tmp_path / "run", **parts)
+    run = Run(tmp_path / "run", on_error="raise", **parts)
     for step in (1, 2):
         advance(parts)
         run.save(step, wait=True)
@@ -389,7 +389,7 @@ def test_a_damaged_newest_checkpoint_is_passed_over(tmp_path: Path) -> None:
         file.seek(-1, 2)
         file.write(bytes([last[0] ^ 1]))
     other = training(5)
-    run = Run(tmp_path / "run", **other)
+    run = Run(tmp_path / "run", on_error="raise", **other)
     assert run.resume() == 1
     assert run.report is not None
     assert run.report.findings[0].code == "checkpoint-passed-over"
@@ -404,8 +404,13 @@ def test_a_damaged_newest_checkpoint_is_passed_over(tmp_path: Path) -> None:
 
 
 def test_a_damaged_checkpoint_neither_counts_nor_goes(tmp_path: Path) -> None:
-    run = Run(tmp_path / "run", keep=Keep(last=1, best=1, by="loss"), model=nn.Linear(2, 2))
-    save_all(Run(tmp_path / "run", model=nn.Linear(2, 2)), {1: 0.5, 5: 0.1})
+    run = Run(
+        tmp_path / "run",
+        on_error="raise",
+        keep=Keep(last=1, best=1, by="loss"),
+        model=nn.Linear(2, 2),
+    )
+    save_all(Run(tmp_path / "run", on_error="raise", model=nn.Linear(2, 2)), {1: 0.5, 5: 0.1})
     (tmp_path / "run" / "damaged-step-000000005").mkdir()
     spoil(tmp_path / "run" / "step-000000005")
     assert run.resume() == 1
@@ -439,7 +444,7 @@ def test_a_failing_save_leaves_the_damaged_one_in_its_place(tmp_path: Path) -> N
 
 @pytest.mark.parametrize("left", ["empty", "manifest gone", "staging", "file"])
 def test_a_step_that_is_not_there_in_full_is_damage(left: str, tmp_path: Path) -> None:
-    run = Run(tmp_path / "run", model=nn.Linear(2, 2))
+    run = Run(tmp_path / "run", on_error="raise", model=nn.Linear(2, 2))
     run.save(1, wait=True)
     step = tmp_path / "run" / "step-000000001"
     (step / "manifest.json").unlink()
@@ -474,7 +479,7 @@ def refuse_to_open(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
 def test_what_may_not_be_read_is_not_passed_over(
     file: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    run = Run(tmp_path / "run", model=nn.Linear(2, 2))
+    run = Run(tmp_path / "run", on_error="raise", model=nn.Linear(2, 2))
     save_all(run, {1: None, 2: None})
     refuse_to_open(monkeypatch, f"step-000000002/{file}")
     with pytest.raises(holdtrue.HoldtrueError) as caught:
@@ -549,7 +554,7 @@ def test_threads_may_save_into_one_run(tmp_path: Path) -> None:
 
 def test_when_nothing_is_whole_nothing_is_touched(tmp_path: Path) -> None:
     parts = training()
-    run = Run(tmp_path / "run", **parts)
+    run = Run(tmp_path / "run", on_error="raise", **parts)
     run.save(1, wait=True)
     (tmp_path / "run" / "step-000000001" / "model.safetensors").unlink()
     before = {k: v.clone() for k, v in parts["model"].state_dict().items()}
@@ -559,14 +564,14 @@ def test_when_nothing_is_whole_nothing_is_touched(tmp_path: Path) -> None:
 
 
 def test_parts_that_do_not_fit_stop_a_resume(tmp_path: Path) -> None:
-    Run(tmp_path / "run", model=nn.Linear(2, 2)).save(1, wait=True)
+    Run(tmp_path / "run", on_error="raise", model=nn.Linear(2, 2)).save(1, wait=True)
     with pytest.raises(holdtrue.RestoreError):
         Run(tmp_path / "run", model=nn.Linear(3, 2)).resume()
 
 
 def test_a_value_that_cannot_be_kept_leaves_all_as_it_was(tmp_path: Path) -> None:
     parts = training()
-    run = Run(tmp_path / "run", **parts, keep=Keep(last=1))
+    run = Run(tmp_path / "run", on_error="raise", **parts, keep=Keep(last=1))
     run.save(1, wait=True)
     run.parts["log"] = lambda: None
     with pytest.raises(holdtrue.SaveError) as caught:
@@ -745,9 +750,10 @@ def test_what_was_overwritten_since_it_was_opened_is_told(tmp_path: Path) -> Non
     holdtrue.save(tmp_path / "kept", model=model)
     opened = holdtrue.open(tmp_path / "kept")
     holdtrue.save(tmp_path / "kept", overwrite=True, model=nn.Linear(2, 2))
-    with pytest.raises(holdtrue.DamageError) as caught:
-        opened.restore(model=model)
-    assert [f.code for f in caught.value.report.errors] == ["replaced-while-read"]
+    for ask in (lambda: opened.restore(model=model), lambda: opened["model"]):
+        with pytest.raises(holdtrue.DamageError) as caught:
+            ask()
+        assert [f.code for f in caught.value.report.errors] == ["replaced-while-read"]
 
 
 def test_a_metric_too_large_for_a_float_is_no_best(tmp_path: Path) -> None:

@@ -121,7 +121,7 @@ def test_an_error_behind_is_logged_at_once_and_raised_once(
         raise OSError(28, "No space left on device")
 
     parts = training()
-    run = holdtrue.Run(tmp_path / "run", **parts)
+    run = holdtrue.Run(tmp_path / "run", on_error="raise", **parts)
     with monkeypatch.context() as patch:
         patch.setattr(os, "pwrite", full)
         saving = run.save(1)
@@ -143,9 +143,15 @@ def test_close_raises_what_failed_and_leaving_by_an_exception_does_not_hide_it(
         raise OSError(5, "Input/output error")
 
     monkeypatch.setattr(os, "pwrite", broken)
-    with pytest.raises(holdtrue.SaveError), holdtrue.Run(tmp_path / "a", **training()) as run:
+    with (
+        pytest.raises(holdtrue.SaveError),
+        holdtrue.Run(tmp_path / "a", on_error="raise", **training()) as run,
+    ):
         run.save(1)
-    with pytest.raises(ZeroDivisionError), holdtrue.Run(tmp_path / "b", **training()) as run:
+    with (
+        pytest.raises(ZeroDivisionError),
+        holdtrue.Run(tmp_path / "b", on_error="raise", **training()) as run,
+    ):
         run.save(1)
         raise ZeroDivisionError
 
@@ -294,7 +300,7 @@ def test_where_no_thread_can_be_had_the_save_is_done_at_once(
 
     parts = training()
     advance(parts)
-    run = holdtrue.Run(tmp_path / "run", overlap=overlap, **parts)
+    run = holdtrue.Run(tmp_path / "run", on_error="raise", overlap=overlap, **parts)
     with monkeypatch.context() as patch, caplog.at_level(logging.WARNING, "holdtrue"):
         patch.setattr(threading.Thread, "start", start)
         saving = run.save(1)

@@ -176,7 +176,7 @@ def test_a_full_disk_behind_is_told_and_left_behind(
 ) -> None:
     place = tmpfs("size=3m")
     weights = torch.rand(150_000)
-    run = holdtrue.Run(place / "run", weights=weights)
+    run = holdtrue.Run(place / "run", on_error="raise", weights=weights)
     run.save(1, wait=True)
     weights += 1  # else its file would be linked
     ballast = place / "ballast"
@@ -237,7 +237,7 @@ def test_readers_of_a_read_only_run(tmpfs: Mount) -> None:
 
 
 def test_a_directory_that_disappears_during_a_save(tmp_path: Path) -> None:
-    run = holdtrue.Run(tmp_path / "run", x=torch.ones(3))
+    run = holdtrue.Run(tmp_path / "run", on_error="raise", x=torch.ones(3))
     run.save(1, wait=True)
 
     def take_away(done: int, total: int) -> None:

@@ -34,7 +34,7 @@ from holdtrue.runs.keep import parse_keep
 
 def saved(path: Path, losses: dict[int, float], keep: Keep | None = None) -> holdtrue.Run:
     model = nn.Linear(4, 4)
-    run = holdtrue.Run(path, keep=keep, model=model)
+    run = holdtrue.Run(path, on_error="raise", keep=keep, model=model)
     for step, loss in losses.items():
         nn.init.constant_(model.weight, step)
         run.save(step, metrics={"loss": loss}, wait=True)
@@ -275,7 +275,9 @@ def test_what_cannot_be_read_takes_no_good_ones_place(tmp_path: Path) -> None:
     run = saved(tmp_path / "run", {1: 0.3, 2: 0.1, 3: 0.4, 4: 0.5})
     unread(run, 2)
     unread(run, 3)
-    again = holdtrue.Run(run.path, keep=Keep(last=2, best=1, by="loss"), model=nn.Linear(4, 4))
+    again = holdtrue.Run(
+        run.path, on_error="raise", keep=Keep(last=2, best=1, by="loss"), model=nn.Linear(4, 4)
+    )
     again.save(5, metrics={"loss": 0.6}, wait=True)
     # 2 would be the best; 3 and 2 stay for whoever wants to salvage them.
     assert again.steps() == [1, 2, 3, 4, 5]
@@ -286,7 +288,7 @@ def test_what_cannot_be_read_takes_no_good_ones_place(tmp_path: Path) -> None:
 def test_an_unreadable_newest_one_takes_no_good_ones_place(tmp_path: Path) -> None:
     run = saved(tmp_path / "run", {1: 1, 2: 1, 4: 1})
     unread(run, 4)
-    again = holdtrue.Run(run.path, keep=Keep(last=2), model=nn.Linear(4, 4))
+    again = holdtrue.Run(run.path, on_error="raise", keep=Keep(last=2), model=nn.Linear(4, 4))
     again.save(3, wait=True)
     assert again.steps() == [2, 3, 4]
 

@@ -63,12 +63,49 @@ def test_warned_it_goes_on(
     assert all(holdtrue.verify(run.path / f"step-{n:09d}").ok for n in (1, 2))
 
 
-def test_raised_unless_asked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    run = holdtrue.Run(tmp_path / "run", model=nn.Linear(2, 2))
+def test_what_waiting_does_not_mend_is_raised_until_a_save_has_succeeded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    state: dict[str, Any] = {"note": iter(())}
+    run = holdtrue.Run(tmp_path / "run", state=state)
+    with pytest.raises(SaveError, match="note"):
+        run.save(1)
+    state["note"] = 1
+    with monkeypatch.context() as patch:  # the disk may be well again in a minute
+        refuse(patch)
+        assert isinstance(run.save(1, wait=True).error, SaveError)
+    assert run.save(1, wait=True).error is None
+    state["note"] = iter(())
+    assert isinstance(run.save(2).error, SaveError)
+    assert "step 2 was not saved" in caplog.text
+    run.close()
+    assert run.steps() == [1]
+
+
+def test_a_directory_that_cannot_be_looked_into_for_a_moment_stops_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    holdtrue.Run(tmp_path / "run", value=1).save(1, wait=True)
+    (tmp_path / "run" / ".staging").mkdir()
+
+    def listdir(path: object) -> list[str]:
+        raise OSError(5, "Input/output error")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "listdir", listdir)
+        with pytest.raises(holdtrue.OpenError):
+            holdtrue.Run(tmp_path / "run", on_error="raise", value=1)
+        run = holdtrue.Run(tmp_path / "run", value=1)
+    assert "not cleared away" in caplog.text
+    assert run.save(2, wait=True).error is None
+
+
+def test_raised_where_asked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = holdtrue.Run(tmp_path / "run", on_error="raise", model=nn.Linear(2, 2))
     refuse(monkeypatch)
     with pytest.raises(SaveError, match="write-failed"):
         run.save(1, wait=True)
-    behind = holdtrue.Run(tmp_path / "run", model=nn.Linear(2, 2))
+    behind = holdtrue.Run(tmp_path / "run", on_error="raise", model=nn.Linear(2, 2))
     with pytest.raises(SaveError, match="write-failed"):
         behind.save(1)
         behind.close()

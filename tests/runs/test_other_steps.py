@@ -51,8 +51,6 @@ def test_one_that_went_back_saves_beside_what_it_puts_aside(tmp_path: Path) -> N
         assert run.resume(at=5) == 5
         run.save(7, wait=True)
         assert run.steps() == [5, 7]
-        with pytest.raises(SaveError, match="later-steps-there"):
-            run.save(6)
     assert (tmp_path / "run" / f"abandoned-{step_name(15)}").is_dir()
 
 

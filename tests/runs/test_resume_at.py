@@ -17,7 +17,7 @@ def parts() -> dict[str, Any]:
 
 def saved(path: Path, losses: dict[int, float | None], keep: Keep | None = None) -> None:
     made = parts()
-    run = Run(path, keep=keep or Keep(by="loss"), **made)
+    run = Run(path, on_error="raise", keep=keep or Keep(by="loss"), **made)
     for step, loss in losses.items():
         torch.nn.init.constant_(made["model"].weight, float(step))
         run.save(step, {} if loss is None else {"loss": loss}, wait=True)
@@ -25,7 +25,7 @@ def saved(path: Path, losses: dict[int, float | None], keep: Keep | None = None)
 
 def resumed(path: Path, **given: Any) -> tuple[int, Run]:
     made = parts()
-    run = Run(path, **made)
+    run = Run(path, on_error="raise", **made)
     step = run.resume(**given)
     if step:
         assert made["model"].weight[0, 0] == step
@@ -132,7 +132,7 @@ def test_resuming_at_the_latest_gives_nothing_up(tmp_path: Path) -> None:
 def no_best(tmp_path: Path, by: str, metrics: dict[int, dict[str, float]]) -> list[Any]:
     """What the run, and the path `run@best`, say."""
     keep = holdtrue.Keep(by=by)
-    run = holdtrue.Run(tmp_path / "run", keep=keep, value=[1])
+    run = holdtrue.Run(tmp_path / "run", on_error="raise", keep=keep, value=[1])
     for step, given in metrics.items():
         run.save(step, given, wait=True)
     said = []
@@ -174,7 +174,7 @@ def test_one_later_step_comes_and_several_come(tmp_path: Path) -> None:
 def test_each_damaged_checkpoint_is_one_line_of_the_log(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    run = holdtrue.Run(tmp_path / "run", value=[1], weights=torch.ones(3))
+    run = holdtrue.Run(tmp_path / "run", on_error="raise", value=[1], weights=torch.ones(3))
     for step in (1, 2, 3):
         run.parts["weights"].fill_(step)
         run.save(step, wait=True)

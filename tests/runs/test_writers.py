@@ -20,7 +20,8 @@ from holdtrue.storage import locking
 
 
 def program(path: Path, body: str) -> list[str]:
-    head = f"import sys, time, holdtrue\nrun = holdtrue.Run({str(path)!r}, value=1)\n"
+    head = "import sys, time, holdtrue\n"
+    head += f"run = holdtrue.Run({str(path)!r}, on_error='raise', value=1)\n"
     return [sys.executable, "-c", head + textwrap.dedent(body)]
 
 
@@ -57,7 +58,7 @@ def refuse_flock(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_the_second_writer_is_told_who_the_first_is(
     other: subprocess.Popen[str], tmp_path: Path, flocks: bool
 ) -> None:
-    run = holdtrue.Run(tmp_path / "run", value=2)
+    run = holdtrue.Run(tmp_path / "run", on_error="raise", value=2)
     with pytest.raises(holdtrue.SaveError) as caught:
         run.save(2)
     (finding,) = caught.value.report.errors
@@ -76,7 +77,7 @@ def test_the_lock_of_a_dead_process_is_taken_over(
 ) -> None:
     other.send_signal(signal.SIGKILL)
     other.wait()
-    run = holdtrue.Run(tmp_path / "run", value=2)
+    run = holdtrue.Run(tmp_path / "run", on_error="raise", value=2)
     run.save(2, wait=True)
     assert str(other.pid) in caplog.text
     assert run.steps() == [1, 2]
@@ -91,7 +92,7 @@ def test_a_number_that_another_process_has_now_is_no_owner(
     (tmp_path / "run").mkdir()
     owner = {"pid": os.getpid(), "host": socket.gethostname(), "since": "x", "began": "1"}
     (tmp_path / "run" / ".lock").write_text(json.dumps(owner))
-    run = holdtrue.Run(tmp_path / "run", value=2)
+    run = holdtrue.Run(tmp_path / "run", on_error="raise", value=2)
     run.save(1, wait=True)
     run.close()
 
@@ -104,7 +105,7 @@ def test_an_owner_on_another_machine_is_believed(
     owner = {"pid": 1, "host": "elsewhere", "since": "2020-01-01T00:00:00+00:00"}
     (tmp_path / "run" / ".lock").write_text(json.dumps(owner))
     with pytest.raises(holdtrue.SaveError) as caught:
-        holdtrue.Run(tmp_path / "run", value=2).save(1)
+        holdtrue.Run(tmp_path / "run", on_error="raise", value=2).save(1)
     assert "elsewhere" in caught.value.report.errors[0].what
 
 
@@ -112,13 +113,13 @@ def test_an_owner_on_another_machine_is_believed(
 def test_a_lock_file_that_says_nothing(content: bytes, tmp_path: Path) -> None:
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / ".lock").write_bytes(content)
-    run = holdtrue.Run(tmp_path / "run", value=2)
+    run = holdtrue.Run(tmp_path / "run", on_error="raise", value=2)
     run.save(1, wait=True)
     run.close()
 
 
 def test_runs_of_one_process_share_their_lock(tmp_path: Path) -> None:
-    first, second = (holdtrue.Run(tmp_path / "run", value=n) for n in (1, 2))
+    first, second = (holdtrue.Run(tmp_path / "run", on_error="raise", value=n) for n in (1, 2))
     first.save(1, wait=True)
     second.save(2, wait=True)
     first.close()
@@ -205,7 +206,7 @@ def test_a_dead_process_is_no_owner_while_its_children_live(tmp_path: Path) -> N
         """,
     )
     try:
-        run = holdtrue.Run(tmp_path / "run", value=2)
+        run = holdtrue.Run(tmp_path / "run", on_error="raise", value=2)
         run.save(2, wait=True)
         run.close()
     finally:
@@ -213,7 +214,7 @@ def test_a_dead_process_is_no_owner_while_its_children_live(tmp_path: Path) -> N
 
 
 def test_a_directory_that_was_removed_is_locked_anew(tmp_path: Path) -> None:
-    run = holdtrue.Run(tmp_path / "run", value=1)
+    run = holdtrue.Run(tmp_path / "run", on_error="raise", value=1)
     run.save(1, wait=True)
     shutil.rmtree(tmp_path / "run")
     command = program(tmp_path / "run", "run.save(1, wait=True); print('saved'); time.sleep(60)")

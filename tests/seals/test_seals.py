@@ -562,3 +562,41 @@ def test_model_signing_checks_ours_and_we_check_theirs(curve: Any, tmp_path: Pat
     assert codes(path, public) == set()
     (path / "more").write_text("changed")
     assert codes(path, public) == {"seal-broken"}
+
+
+# -- what cannot be sealed -------------------------------------------------------------------------
+
+
+def test_what_is_no_file_and_what_has_no_text_for_a_name_is_told(tmp_path: Path) -> None:
+    path = holdtrue.save(tmp_path / "kept", weights=torch.ones(2)).path
+    (path / "link").symlink_to(tmp_path)
+    with pytest.raises(holdtrue.SaveError) as caught:
+        holdtrue.seal(path)
+    (finding,) = caught.value.report.findings
+    assert (finding.code, Path(finding.where).name) == ("special-file", "link")
+    (path / "link").unlink()
+    try:
+        os.close(os.open(os.fsencode(path) + b"/\xff", os.O_CREAT | os.O_WRONLY))
+    except OSError:
+        pytest.skip("the file system has no names that are not UTF-8")
+    with pytest.raises(holdtrue.SaveError, match="path-invalid"):
+        holdtrue.seal(path)
+    assert not (path / SEAL).exists()
+
+
+def test_a_damaged_step_keeps_no_other_from_being_sealed(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with holdtrue.Run(tmp_path / "run", weights=torch.ones(2)) as run:
+        for step in (1, 2, 3):
+            run.save(step, wait=True)
+    first, *others = sorted((tmp_path / "run").iterdir())
+    file = first / "manifest.json"
+    file.write_bytes(file.read_bytes().replace(b"weights", b"wEights", 1))
+    monkeypatch.setattr(sys, "argv", ["holdtrue", "seal", str(tmp_path / "run")])
+    with pytest.raises(SystemExit) as end:
+        main()
+    assert end.value.code == 1
+    said = capsys.readouterr()
+    assert "manifest-damaged" in said.err + said.out
+    assert [(p / SEAL).exists() for p in (first, *others)] == [False, True, True]

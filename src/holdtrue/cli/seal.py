@@ -15,12 +15,23 @@ def command(path: str, key: str | None, overwrite: bool) -> None:
     `holdtrue verify PATH --sealed-by KEY` checks it. Without --key nobody signs it: it then tells
     accidents, and not attackers. What is damaged is not sealed.
 
+    Of a run, one that cannot be sealed keeps no other from it.
+
     Exit status 0: sealed; 1: not sealed, and why; 2: it could not be read.
     """
     from holdtrue.cli.render import stdout
+    from holdtrue.errors import HoldtrueError
+    from holdtrue.findings import report
     from holdtrue.sealing import seal
     from holdtrue.storage.locating import steps
 
+    failed: list[HoldtrueError] = []
     for place in [str(p) for p in steps(Path(path)).values()] or [path]:
-        made = seal(place, key=key, overwrite=overwrite)
+        try:
+            made = seal(place, key=key, overwrite=overwrite)
+        except HoldtrueError as error:
+            failed.append(error)
+            continue
         stdout().print(f"{made.parent}: sealed" + ("" if key else ", and signed by nobody"))
+    if failed:
+        raise type(failed[0])(report(path, [f for e in failed for f in e.report.findings]))

@@ -11,6 +11,7 @@ from msgspec import Struct
 
 from holdtrue.limits import MIB
 
+_LONGEST = 200  # bytes of a name; file systems end at 255, with its suffix
 _LARGEST = 4 * MIB  # of a source file that is read
 # What a module has that defines names which its text does not spell.
 _MAKES_NAMES = re.compile(r"__getattr__|globals\(|setattr\(|sys\.modules|exec\(|vars\(")
@@ -102,7 +103,7 @@ def _module_of(name: str) -> tuple[Path, list[str]] | None:
         return place, rest
     while rest:
         inner, module = place / rest[0], place / f"{rest[0]}.py"
-        if not rest[0].isidentifier():
+        if not _is_file_name(rest[0]):
             return None
         if inner.is_dir() and (inner / "__init__.py").is_file():
             place, rest = inner, rest[1:]
@@ -115,9 +116,14 @@ def _module_of(name: str) -> tuple[Path, list[str]] | None:
     return place / "__init__.py", rest
 
 
+def _is_file_name(name: str) -> bool:
+    """Whether a module may be called so: for a name that is too long the system has an error."""
+    return name.isidentifier() and len(name.encode("utf-8", "replace")) <= _LONGEST
+
+
 def beside(top: str) -> Path | None:
     """A module or package of the current directory, which a script that is run there can import."""
-    if not top.isidentifier():
+    if not _is_file_name(top):
         return None
     here = Path.cwd()
     if (here / top / "__init__.py").is_file():
@@ -128,7 +134,7 @@ def beside(top: str) -> Path | None:
 @cache
 def _package(top: str) -> Path | None:
     try:
-        spec = find_spec(top) if top.isidentifier() else None
+        spec = find_spec(top) if _is_file_name(top) else None
     except (ImportError, ValueError):
         return None
     if spec is None or spec.origin is None or not spec.origin.endswith(".py"):

@@ -8,6 +8,7 @@ from typing import Any
 
 from holdtrue.engine.signing import Signer, fingerprint, sign, signed_by
 from holdtrue.engine.threads import in_threads
+from holdtrue.errors import SaveError, fail
 from holdtrue.findings import Finding, several
 from holdtrue.formats.checkpoint_directory import unreadable
 from holdtrue.limits import limits
@@ -25,10 +26,14 @@ _NO_LINKS = getattr(os, "O_NOFOLLOW", 0)
 
 def sealed(directory: Path, name: str, by: Signer) -> bytes:
     """The seal of what stands in a directory, a checkpoint that is to be called `name`. What is
-    hashed is read from the disk, in threads, a block at a time. Raises OSError."""
+    hashed is read from the disk, in threads, a block at a time. Raises OSError, and SaveError for
+    what cannot be listed in a seal."""
     names, odd = _listed(directory)
     if odd:
-        raise OSError(f"{odd[0]} is neither a file nor a directory")
+        raise fail(SaveError, str(directory), _special(directory, odd))
+    strange = [file for file in names if not file.isascii() and not _is_text(file)]
+    if strange:
+        raise fail(SaveError, str(directory), _no_text(directory, strange))
     digests = in_threads(lambda file: _sha256(directory / file), names)
     payload = statement(name, dict(zip(names, digests, strict=True)))
     if by.key is None:
@@ -136,6 +141,15 @@ def _listed(directory: Path) -> tuple[list[str], list[str]]:
     return sorted(files, key=lambda name: name.split("/")), sorted(odd)
 
 
+def _is_text(name: str) -> bool:
+    """False for bytes that are no UTF-8: Linux has such names, JSON has not."""
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
 def _sha256(path: Path) -> str:
     with os.fdopen(os.open(path, os.O_RDONLY | _NO_LINKS), "rb", buffering=0) as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
@@ -159,6 +173,32 @@ def _broken(directory: Path, kind: str, names: list[str]) -> Finding:
         why=why,
         fix="use the checkpoint as it was sealed, from where it was copied; if the change is "
         "meant, its owner seals it again: holdtrue seal --overwrite",
+        places=several(places),
+    )
+
+
+def _special(directory: Path, names: list[str]) -> Finding:
+    places = [str(directory / name) for name in names]
+    return Finding(
+        code="special-file",
+        severity="error",
+        where=places[0],
+        what="not sealed: this is neither a file nor a directory",
+        why="a seal lists files; a link can lead elsewhere tomorrow, and a pipe has no contents",
+        fix="remove it, or put a copy of what it leads to in its place",
+        places=several(places),
+    )
+
+
+def _no_text(directory: Path, names: list[str]) -> Finding:
+    places = [repr(str(directory / name)) for name in names]
+    return Finding(
+        code="path-invalid",
+        severity="error",
+        where=places[0],
+        what="not sealed: the name of this file is not text",
+        why="its bytes are not UTF-8, and a seal, which is JSON, cannot hold them",
+        fix="rename it, or remove it if it does not belong there",
         places=several(places),
     )
 

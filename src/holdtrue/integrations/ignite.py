@@ -43,7 +43,7 @@ class HoldtrueSaver(BaseSaveHandler):  # type: ignore[misc, unused-ignore]
         *,
         keep: Keep | None = None,
         busy: Literal["wait", "skip"] = "wait",
-        on_error: Literal["raise", "warn"] = "raise",
+        on_error: Literal["raise", "warn"] = "warn",
         **parts: Any,
     ) -> None:
         if idist.get_world_size() > 1:

@@ -50,7 +50,7 @@ class HoldtrueCallback(Checkpoint):
         every_n_epochs: int | None = 1,
         keep: Keep | None = None,
         busy: Literal["wait", "skip"] = "wait",
-        on_error: Literal["raise", "warn"] = "raise",
+        on_error: Literal["raise", "warn"] = "warn",
         allow: Iterable[str] = (),
     ) -> None:
         for name, every in (("every_n_steps", every_n_steps), ("every_n_epochs", every_n_epochs)):

@@ -49,7 +49,7 @@ class HoldtrueCallback(TrainerCallback):  # type: ignore[misc, unused-ignore]
         every: int = 500,
         keep: Keep | None = None,
         busy: Literal["wait", "skip"] = "wait",
-        on_error: Literal["raise", "warn"] = "raise",
+        on_error: Literal["raise", "warn"] = "warn",
         allow: Iterable[str] = (),
     ) -> None:
         if every < 1:

@@ -150,7 +150,10 @@ def decode_manifest(raw: bytes, where: str) -> Manifest:
     """The manifest, its digest and types checked. Raises OpenError for a newer version, else
     DamageError. What it says is checked by `records/consistency.py`."""
     manifest = _decode(raw, where, Manifest)
-    name = repeated(raw, ("parts", "tensors", "files"))
+    try:
+        name = repeated(raw, ("parts", "tensors", "files"))
+    except (ValueError, RecursionError) as error:  # in what an older reader does not know
+        raise _damaged(where, f"it does not follow the format: {error}") from None
     if name is not None:
         raise _damaged(where, f"it has {name[:100]!r} twice in one object")
     return manifest

@@ -21,7 +21,7 @@ from holdtrue.engine.linking import Earlier
 from holdtrue.engine.signing import signer
 from holdtrue.engine.staging import Places, Staging
 from holdtrue.engine.telling import Tell
-from holdtrue.errors import HoldtrueError
+from holdtrue.errors import OpenError
 from holdtrue.findings import Report
 from holdtrue.formats.source import reading
 from holdtrue.formats.step_names import step_name
@@ -32,6 +32,7 @@ from holdtrue.runs.choosing import (
     candidates,
     steps_given_up,
 )
+from holdtrue.runs.failing import FAILURES, ends_training
 from holdtrue.runs.handle import Saving
 from holdtrue.runs.keep import Keep
 from holdtrue.runs.overlap import Deferred, StepGate
@@ -44,7 +45,6 @@ from holdtrue.storage.locating import best_first, first_readable, steps
 
 _log = logging.getLogger("holdtrue")
 # What can go wrong with a save that no line of the training is wrong for.
-_FAILURES = (HoldtrueError, OSError, MemoryError)
 
 
 class Run:
@@ -62,9 +62,11 @@ class Run:
     progress end; then the state is saved and the process exits, see `stop_if_asked`. `progress` is
     told how far a save or a resume is: bytes done and bytes in all, from any thread;
     `holdtrue.ProgressBar()` shows long ones. `seal` seals each checkpoint, as in `holdtrue.save`.
-    With `on_error="warn"` a save that fails is logged and said in its handle, `saving.error`, and
-    the training goes on; a step that is no whole number, and what is no failure of a save, a
-    TypeError, say, raises all the same.
+    A save that fails does not end the training: it is logged and said in its handle,
+    `saving.error`. Until one has succeeded, what will not mend itself is raised all the same: a
+    value that cannot be stored, a directory that may not be written to; always, a step that is no
+    whole number, and what is no failure of a save, a TypeError, say. With `on_error="raise"`, each
+    is raised, by that save or, where it failed behind, by the next one, `flush` or `close`.
     """
 
     def __init__(
@@ -81,7 +83,7 @@ class Run:
         preemption: bool = False,
         progress: Tell | None = None,
         seal: Any = False,
-        on_error: Literal["raise", "warn"] = "raise",
+        on_error: Literal["raise", "warn"] = "warn",
         **parts: Any,
     ) -> None:
         self.path = Path(path).absolute()  # the same run wherever the process goes
@@ -102,7 +104,13 @@ class Run:
         self._behind = Background()
         self._saves = threading.RLock()  # several threads may save into one run
         self._at_rest = False  # see `rest`
-        self._shelf.clear_leftovers()
+        self._kept_one = False  # whether a save has succeeded
+        try:
+            self._shelf.clear_leftovers()
+        except OpenError as error:
+            if ends_training(error, on_error, kept_one=False):
+                raise
+            _log.warning("what killed saves may have left is not cleared away: %s", error)
         self._gate = StepGate(parts) if overlap else None
         self._preemption = Preemption() if preemption else None
 
@@ -138,9 +146,9 @@ class Run:
         checkpoint, which is written behind. `wait=True` returns when it is durable, and needs no
         memory for a copy. `step` is the number of steps done, which is what `resume` returns.
 
-        Raises SaveError when the state cannot be kept, and what the save before ended with if that
-        has not been raised yet; everything is then as it was. A damaged checkpoint of this step
-        that `resume` passed over is put aside, as damaged-step-…
+        A save that fails is logged, in `saving.error`, or raised as SaveError: see `on_error`;
+        everything is then as it was. A damaged checkpoint of this step that `resume` passed over is
+        put aside, as damaged-step-…
         """
         step = whole_step(str(self.path), step)
         target = self.path / step_name(step)
@@ -162,11 +170,11 @@ class Run:
         """`_save`; where failures are not to be raised, they are logged and in the handle."""
         try:
             return self._save(step, target, metrics, wait)
-        except _FAILURES as error:
+        except FAILURES as error:
             given: BaseException = error
             if isinstance(error, OSError):  # of what stands around the files that are written
                 given = not_written(target, error, 0)
-            if self.on_error == "raise":
+            if ends_training(given, self.on_error, kept_one=self._kept_one):
                 raise given from (error if given is not error else error.__cause__)
             _log.error("step %d was not saved: %s", step, given)
             failed = Saving(step, target)
@@ -205,6 +213,7 @@ class Run:
             self._shelf.published(step, saved, self.keep, verify=self.verify is not None)
             saving.stall = time.perf_counter() - began
             saving.end(replace(saved, stall=saving.stall))
+            self._kept_one = True
             return saving
         places = self._staging.reserve(prepared.files)
         pin(self._staging, prepared.sources)
@@ -365,14 +374,13 @@ class Run:
         return None if found is None else found[part]
 
     def flush(self) -> None:
-        """Returns when the last save is durable. Raises what it failed with, once.
-
-        With `on_error="warn"` that was logged, and the handle has it."""
+        """Returns when the last save is durable. Where failures are raised, raises its own, once;
+        else that was logged, and the handle has it."""
         self._behind.wait()
         try:
             self._behind.raise_error()
-        except _FAILURES:
-            if self.on_error == "raise":
+        except FAILURES as error:
+            if ends_training(error, self.on_error, kept_one=self._kept_one):
                 raise
 
     def close(self) -> None:
@@ -427,3 +435,4 @@ class Run:
             if gate is not None:
                 gate.open()
         saving.end(saved)
+        self._kept_one = True

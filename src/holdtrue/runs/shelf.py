@@ -42,6 +42,7 @@ class Shelf:
         self._summaries: dict[int, Summary] = {}
         self._newest: tuple[Path, Manifest] | None = None
         self._readable: set[int] = set()  # steps whose whole manifest this process has read
+        self._own: set[int] = set()  # what was saved here, by threads perhaps that overtake
         self._link = True  # files of the checkpoint before, where they did not change
         self._proved: dict[tuple[int, int], tuple[int, int]] = {}  # files; see `Earlier`
         self._writer = 0  # the process that is, or was, the writer
@@ -92,9 +93,13 @@ class Shelf:
         Keeping the newest save instead of the highest step was rejected: a resume after a crash
         would still go on from the other training.
         """
-        gone = {*self.damaged, *self.given_up}
-        found = [(s, path) for s, path in steps(self.run).items() if s > step and s not in gone]
-        others = [s for s, path in found if self._summary(s, path) is not None]
+        gone = {*self.damaged, *self.given_up, *self._own}
+        try:
+            there = steps(self.run)
+        except HoldtrueError:  # may not be listed: then nothing is pruned either
+            return
+        found = [(s, path) for s, path in there.items() if s > step and s not in gone]
+        others = [s for s, path in found if _is_readable(path)]
         if others:
             raise fail(SaveError, str(self.run), later_steps_there(self.run, step, others))
 
@@ -135,6 +140,7 @@ class Shelf:
         """Read a new checkpoint back where asked to, then remove what no rule keeps. Raises
         DamageError; nothing is removed then."""
         self.damaged -= {step}
+        self._own.add(step)
         self._forget((step,))  # an earlier one that was deleted by hand
         if saved.not_linked is not None and not self._told_unlinked:
             self._told_unlinked = True
@@ -243,3 +249,11 @@ class Shelf:
             except HoldtrueError:
                 bad.append(step)
         return bad
+
+
+def _is_readable(path: Path) -> bool:
+    try:
+        read_manifest(path)
+    except HoldtrueError:
+        return False
+    return True

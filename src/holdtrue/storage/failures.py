@@ -36,6 +36,9 @@ def not_written(target: Path, error: OSError, needed: int) -> SaveError:
         return fail(SaveError, str(target), _gone(target, error))
     elif isinstance(error, FileExistsError):
         return fail(SaveError, str(target), already_exists(target))
+    elif error.errno == errno.ENOMEM:
+        code, what = "write-failed", "there is not enough memory"
+        fix = "free some memory, then try again; what was to be saved is untouched"
     elif error.errno == errno.ENOTDIR:
         code, what = "not-a-directory", "a file stands where a directory is needed"
         fix = "choose another path"

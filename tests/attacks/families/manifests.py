@@ -542,6 +542,37 @@ for _name, _lie in LIES.items():
         )
     )
 
+# What an older reader does not know is skipped by the first look at it, and met by the second.
+_UNKNOWN: dict[str, bytes] = {
+    "whose name is no text": b'"\x8e\xff":1,',
+    "with a number of 10,000 digits": b'"x": ' + b"9" * 10_000 + b",",
+    "nested 100,000 deep": b'"x": ' + b"[" * 100_000 + b"]" * 100_000 + b",",
+}
+
+
+def _unknown(member: bytes) -> Callable[[Path], Path]:
+    def make(folder: Path) -> Path:
+        place = kept(folder)
+        raw = json.dumps(unseal(place), separators=(",", ":")).encode()[:-1]
+        raw = b"{" + member + raw[1:]
+        sealed = raw + b',"xxh3_128":"' + xxhash.xxh3_128_hexdigest(raw).encode() + b'"}\n'
+        (place / "manifest.json").write_bytes(sealed)
+        return place
+
+    return make
+
+
+for _name, _member in _UNKNOWN.items():
+    add(
+        Attack(
+            f"an unknown member {_name}",
+            FAMILY,
+            "to end the reader in what it has no use for",
+            DAMAGED,
+            _unknown(_member),
+        )
+    )
+
 
 def _laughs() -> Any:
     """A list of ten of the list before, forty times over, by reference."""

@@ -265,6 +265,18 @@ _add(
     BROKEN,
     lambda: b"c\xff\xfe\nx\n)R.",
 )
+_add(
+    "a global with a name of 300 characters",
+    "a source file that the system has an error for",
+    INERT,
+    lambda: b"cnumpy." + b"N" * 300 + b"\nx\n)R.",
+)
+_add(
+    "a global of a package with a name of 300 characters",
+    "a module of the current directory that the system has an error for",
+    INERT,
+    lambda: b"c" + b"N" * 300 + b"\nx\n)R.",
+)
 
 # Persistent ids
 _add(

@@ -3,6 +3,7 @@
 Run where torch is installed; the fuzzer itself needs none.
 """
 
+import base64
 import hashlib
 import io
 import json
@@ -40,6 +41,9 @@ def honest(folder: Path) -> Iterator[tuple[str, bytes]]:
     yield "manifest", _of_plain(json.loads((folder / "kept" / "manifest.json").read_bytes()))
     holdtrue.save(folder / "one", a=torch.ones(2))
     yield "manifest", _of_plain(json.loads((folder / "one" / "manifest.json").read_bytes()))
+    raw = holdtrue.seal(folder / "one").read_bytes()
+    yield "seal", raw
+    yield "seal", base64.b64decode(json.loads(raw)["dsseEnvelope"]["payload"])
     weights = model.state_dict()
     yield "safetensors-header", _header(save_safetensors(weights, {"k": "v"}))
     values: dict[str, Any] = {
@@ -149,6 +153,8 @@ def hostile(folder: Path) -> Iterator[tuple[str, bytes]]:
             data = path.read_bytes()
             if path.name == "manifest.json" and b',"xxh3_128"' in data:
                 yield "manifest", data[: data.rindex(b',"xxh3_128"')]
+            elif path.name == "model.sig":
+                yield "seal", data
             elif path.name == ".metadata":
                 yield "dcp-metadata", data
             elif path.name.endswith(".index.json"):

@@ -17,6 +17,7 @@ import xxhash
 from holdtrue.doctor.diff import diff
 from holdtrue.doctor.examining import examine
 from holdtrue.doctor.messages import read_message
+from holdtrue.engine.sealing import check_seal
 from holdtrue.errors import HoldtrueError
 from holdtrue.formats import (
     checkpoint_directory,
@@ -42,6 +43,7 @@ from holdtrue.formats.view import View
 from holdtrue.formats.zip_archive import read_directory, read_entry
 from holdtrue.formats.zip_scan import scan_local_headers
 from holdtrue.limits import MIB
+from holdtrue.records.seal import encode_seal
 from holdtrue.verification import verify
 
 Target = Callable[[bytes, Path], None]
@@ -230,7 +232,18 @@ def compressed(data: bytes, folder: Path) -> None:
     zip_directory(local + entry + end, folder)
 
 
+def seal(data: bytes, folder: Path) -> None:
+    """A seal: the whole file, and the statement in it."""
+    (folder / "manifest.json").write_bytes(b"{}")
+    for raw in (data, encode_seal(data, b"x" * 64, "0" * 64)):
+        (folder / "model.sig").write_bytes(raw)
+        for finding in check_seal(folder)[0]:
+            assert finding.what
+            assert len(finding.why) < 10_000
+
+
 TARGETS: dict[str, Target] = {
+    "seal": seal,
     "manifest": manifest,
     "safetensors-header": safetensors_header,
     "zip-directory": zip_directory,
