@@ -1,5 +1,6 @@
 """A run and a model of it in memory do the same, whatever is done to them, in whatever order."""
 
+import errno
 import logging
 import os
 import shutil
@@ -7,6 +8,7 @@ import socket
 import tempfile
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import pytest
 import torch
@@ -34,14 +36,19 @@ class Kept:
     """What the model knows of one checkpoint."""
 
     def __init__(self, value: float, loss: float | None) -> None:
-        self.value, self.loss, self.whole = value, loss, True
+        self.value, self.loss = value, loss
+        self.whole = True  # every byte is as it was written, under its own name
+        self.readable = True  # the manifest at least
 
 
 class RunMachine(RuleBasedStateMachine):
     """The model: a dict of steps, and the rules of `Keep` said once more, in other words."""
 
-    @initialize()
-    def begin(self) -> None:
+    @initialize(
+        verify=st.sampled_from([None, "after"]), on_error=st.sampled_from(["raise", "warn"])
+    )
+    def begin(self, verify: Any, on_error: Any) -> None:
+        self.verify, self.on_error = verify, on_error
         self.level = _log.level
         _log.setLevel(logging.CRITICAL)
         self.place = Path(tempfile.mkdtemp(prefix="holdtrue-machine-"))
@@ -55,8 +62,14 @@ class RunMachine(RuleBasedStateMachine):
 
     def open(self) -> None:
         keep = holdtrue.Keep(last=LAST, best=BEST, by="loss", every=EVERY)
-        self.run = holdtrue.Run(self.place / "run", keep=keep, model=self.module)
+        self.note: list[Any] = []
+        self.run = holdtrue.Run(
+            self.place / "run", keep=keep, verify=self.verify, on_error=self.on_error,
+            model=self.module, note=self.note,
+        )  # fmt: skip
         self.passed_over, self.given_up = set(), set()
+        self.own: set[int] = set()  # saved by this Run
+        self.kept_one = False
 
     def fill(self, value: float) -> None:
         self.value = value
@@ -72,21 +85,23 @@ class RunMachine(RuleBasedStateMachine):
         self.fill(float(value))
 
     @rule(
-        ahead=st.integers(1, 3),
+        ahead=st.integers(-3, 3),
         loss=st.one_of(st.none(), st.integers(0, 4)),
         wait=st.booleans(),
         after=st.integers(-5, 5),
     )
     def save(self, ahead: int, loss: int | None, wait: bool, after: int) -> None:
-        step = self.now + ahead
+        """Of a later step, of one that is there, and of one that comes before others."""
+        step = max(0, self.now + ahead)
         metrics = {} if loss is None else {"loss": float(loss)}
-        if step in self.kept and step not in self.passed_over | self.given_up:
-            with pytest.raises(holdtrue.SaveError) as caught:
-                self.run.save(step, metrics, wait=wait)
-            assert caught.value.report.errors[0].code == "already-exists"
+        refused = self.refusal(step)
+        if refused:
+            self.fails(step, metrics, wait, refused)
             return
-        self.run.save(step, metrics, wait=wait)
+        assert self.run.save(step, metrics, wait=wait).error is None
         saved = Kept(self.value, metrics.get("loss"))
+        self.kept_one = True
+        self.own.add(step)
         self.fill(float(after))  # what comes after the save is not in it
         for gone in self.given_up:
             self.kept.pop(gone, None)
@@ -96,12 +111,55 @@ class RunMachine(RuleBasedStateMachine):
         self.now = step
         self.prune()
 
+    def refusal(self, step: int) -> str:
+        """What a save of this step is refused with."""
+        counts = {s: k for s, k in self.kept.items() if s not in self.passed_over | self.given_up}
+        later = {s for s, kept in counts.items() if s > step and kept.readable}
+        if later - self.own:  # those of threads of one training may overtake one another
+            return "later-steps-there"
+        return "already-exists" if step in counts else ""
+
+    def fails(self, step: int, metrics: dict[str, float], wait: bool, expected: str) -> None:
+        """It is raised, or in the handle; and nothing has changed, which the invariants look at."""
+        self.run.flush()
+        passing = expected == "disk-full"
+        error: Any
+        if self.on_error == "warn" and (passing or self.kept_one):
+            failed = self.run.save(step, metrics, wait=wait)
+            self.run.flush()
+            error = failed.error
+        else:
+            with pytest.raises(holdtrue.SaveError) as caught:
+                self.run.save(step, metrics, wait=wait)
+                self.run.flush()
+            error = caught.value
+        assert isinstance(error, holdtrue.SaveError)
+        assert {f.code for f in error.report.errors} == {expected}
+        assert all(f.what and f.where and f.why and f.fix for f in error.report.errors)
+
+    @rule(wait=st.booleans())
+    def save_what_cannot_be_stored(self, wait: bool) -> None:
+        self.note.append(lambda: None)
+        self.fails(max([self.now, *self.kept]) + 1, {"loss": -1.0}, wait, "value-unsupported")
+        self.note.clear()
+
+    # Those that are given up are put aside before anything is written, whatever comes of the save.
+    @precondition(lambda self: not self.given_up)
+    @rule(wait=st.booleans())
+    def save_on_a_full_disk(self, wait: bool) -> None:
+        def full(fd: int) -> None:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+        self.run.flush()
+        with mock.patch.object(os, "fsync", full):
+            self.fails(max([self.now, *self.kept]) + 1, {"loss": -1.0}, wait, "disk-full")
+
     def prune(self) -> None:
-        readable = {s: k for s, k in self.kept.items() if s not in self.passed_over}
+        readable = {s: k for s, k in self.kept.items() if s not in self.passed_over and k.readable}
         stays = set(sorted(readable)[-LAST:]) | {s for s in readable if s % EVERY == 0}
         ranked = [(k.loss, -s) for s, k in readable.items() if k.loss is not None]
         stays |= {-s for _, s in sorted(ranked)[:BEST]}
-        self.kept = {s: k for s, k in self.kept.items() if s in stays or s in self.passed_over}
+        self.kept = {s: k for s, k in self.kept.items() if s in stays or s not in readable}
 
     def choose(self, order: list[int]) -> int | None:
         """The first that is whole; those before it are passed over."""
@@ -145,7 +203,9 @@ class RunMachine(RuleBasedStateMachine):
     @rule()
     def resume_best(self) -> None:
         self.run.flush()
-        ranked = sorted((k.loss, -s) for s, k in self.kept.items() if k.loss is not None)
+        ranked = sorted(
+            (k.loss, -s) for s, k in self.kept.items() if k.loss is not None and k.readable
+        )
         order = [-s for _, s in ranked]
         if all(step in self.passed_over for step in order):
             with pytest.raises(holdtrue.OpenError):
@@ -177,6 +237,24 @@ class RunMachine(RuleBasedStateMachine):
         file.write_bytes(raw)
         self.kept[step].whole = False
 
+    @precondition(lambda self: sum(k.whole for k in self.kept.values()) > 1)
+    @rule(data=st.data())
+    def exchange_two(self, data: st.DataObject) -> None:
+        """By another process, while none has the run: each is whole, under the other's name."""
+        whole = sorted(s for s, k in self.kept.items() if k.whole)
+        one, other = data.draw(
+            st.lists(st.sampled_from(whole), min_size=2, max_size=2, unique=True)
+        )
+        self.run.close()
+        aside = self.place / "aside"
+        self.path(one).rename(aside)
+        self.path(other).rename(self.path(one))
+        aside.rename(self.path(other))
+        for step in (one, other):
+            self.kept[step].whole = self.kept[step].readable = False
+            assert {f.code for f in holdtrue.verify(self.path(step)).errors} == {"step-differs"}
+        self.open()
+
     @rule()
     def reopen(self) -> None:
         self.run.close()
@@ -190,8 +268,9 @@ class RunMachine(RuleBasedStateMachine):
         prune.main([str(self.run.path), "--keep", f"last={last}", "--json"], standalone_mode=False)
         whole = [step for step, kept in self.kept.items() if kept.whole]
         if whole:
-            stays = {*sorted(self.kept)[-last:], max(whole)}
-            self.kept = {step: kept for step, kept in self.kept.items() if step in stays}
+            readable = sorted(step for step, kept in self.kept.items() if kept.readable)
+            going = {*readable[:-last]} - {max(whole)}
+            self.kept = {step: kept for step, kept in self.kept.items() if step not in going}
         self.open()
 
     @rule()
@@ -228,12 +307,18 @@ class RunMachine(RuleBasedStateMachine):
     def latest_and_best(self) -> None:
         if not hasattr(self, "run"):
             return
-        latest, best = self.run.latest(), self.run.best()
-        assert (latest.step if latest else None) == max(self.kept, default=None)
+        newest = max(self.kept, default=None)
+        if newest is not None and not self.kept[newest].readable:
+            with pytest.raises(holdtrue.DamageError):
+                self.run.latest()
+        else:
+            latest = self.run.latest()
+            assert (latest.step if latest else None) == newest
+        best = self.run.best()
         ranked = [
             (k.loss, -s)
             for s, k in self.kept.items()
-            if k.loss is not None and s not in self.passed_over
+            if k.loss is not None and k.readable and s not in self.passed_over
         ]
         assert (best.step if best else None) == (-min(ranked)[1] if ranked else None)
 
@@ -247,6 +332,7 @@ class RunMachine(RuleBasedStateMachine):
 
 @pytest.mark.parametrize("examples", [15, pytest.param(300, marks=pytest.mark.slow)])
 def test_a_run_does_what_its_model_does(examples: int, figure: Any) -> None:
+    """The few are the same each time; of the many, a failure prints how to have it again."""
     run_state_machine_as_test(  # type: ignore[no-untyped-call]
         RunMachine,
         settings=settings(
@@ -254,8 +340,9 @@ def test_a_run_does_what_its_model_does(examples: int, figure: Any) -> None:
             stateful_step_count=20,
             deadline=None,
             suppress_health_check=list(HealthCheck),
-            derandomize=True,
+            derandomize=examples < 100,
             database=None,
+            print_blob=True,
         ),
     )
     figure("histories of a run, of up to 20 acts, compared with a model", examples)
