@@ -23,52 +23,139 @@ PAGE = 4096
 MIB = 1 << 20
 
 
+class Span:
+    """Where a tensor's bytes lie in its file."""
+
+    def __init__(self, name: str, begin: int, end: int) -> None:
+        self.name, self.begin, self.end = name, begin, end
+
+
+def spans(file: Path) -> list[Span]:
+    """Read by hand from the safetensors header."""
+    with file.open("rb") as opened:
+        (length,) = struct.unpack("<Q", opened.read(8))
+        header = json.loads(opened.read(length))
+    header.pop("__metadata__", None)
+    start = 8 + length
+    return [Span(n, *(start + o for o in e["data_offsets"])) for n, e in header.items()]
+
+
+class Net(nn.Module):
+    """A class of a file of its own, which is kept as source."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = nn.Linear(2, 1)
+        self.norm = nn.BatchNorm1d(1)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return torch.as_tensor(self.norm(self.first(x)))
+
+
 def small(seed: int) -> dict[str, Any]:
     torch.manual_seed(seed)
-    model = nn.Sequential(nn.Linear(2, 1), nn.BatchNorm1d(1))
+    model = Net()
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
+    schedule = torch.optim.lr_scheduler.StepLR(optimizer, 2)
     model(torch.randn(3, 2)).sum().backward()
     optimizer.step()
-    return {"model": model, "optimizer": optimizer, "note": [seed]}
+    return {"model": model, "optimizer": optimizer, "schedule": schedule, "note": [seed]}
 
 
-def is_found(path: Path, targets: dict[str, Any]) -> bool:
-    """Whether verify says so, and restore refuses."""
+def kept_with_everything(folder: Path) -> tuple[Path, Any]:
+    """A checkpoint with each kind of file that is ever written into one, and its owner's key."""
+    pytest.importorskip("cryptography", reason="a seal needs cryptography: holdtrue[seal]")
+    from cryptography.hazmat.primitives.asymmetric import ed25519
+
+    key = ed25519.Ed25519PrivateKey.generate()
+    state, probe = small(1), torch.randn(3, 2)
+    path = holdtrue.save(
+        folder / "kept", step=1, metrics={"loss": 0.5}, probe=probe, seal=key, **state
+    ).path
+    there = {str(p.relative_to(path)) for p in path.rglob("*") if p.is_file()}
+    assert there == {
+        "manifest.json", "model.safetensors", "optimizer.safetensors", "probe.safetensors",
+        "model.sig", f"source/{Path(__file__).name}",
+    }  # fmt: skip
+    return path, key.public_key()
+
+
+def told(path: Path, key: Any = None) -> list[holdtrue.Finding]:
+    """The errors of `verify`, which says whether anything is wrong."""
     try:
-        told = not holdtrue.verify(path).ok
-    except holdtrue.HoldtrueError:
-        told = True
+        report = holdtrue.verify(path, sealed_by=key)
+    except holdtrue.HoldtrueError as error:
+        report = error.report
+    return list(report.errors)
+
+
+def refuses(path: Path, targets: dict[str, Any]) -> bool:
     try:
         holdtrue.open(path).restore(**targets)
     except holdtrue.HoldtrueError:
-        return told
+        return True
     return False
 
 
-@pytest.mark.parametrize("every", [61, pytest.param(1, marks=pytest.mark.slow)])
-@pytest.mark.parametrize("way", ["dropped", "dropped, the length kept", "doubled"])
+def changed(data: bytes, i: int, way: str) -> bytes:
+    if way == "flipped":
+        return data[:i] + bytes([data[i] ^ 1 << i % 8]) + data[i + 1 :]
+    if way == "doubled":
+        return data[:i] + data[i : i + 1] * 2 + data[i + 1 :]
+    return data[:i] + data[i + 1 :] + (b"\0" if way == "dropped, the length kept" else b"")
+
+
+def tensors_hit(where: list[Span], before: bytes, after: bytes) -> set[str]:
+    """The tensors whose bytes are others, where the header and the length are as they were."""
+    start = min((s.begin for s in where), default=len(before))
+    if len(before) != len(after) or before[:start] != after[:start]:
+        return set()
+    return {s.name for s in where if before[s.begin : s.end] != after[s.begin : s.end]}
+
+
+@pytest.mark.parametrize("every", [127, pytest.param(1, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("way", ["flipped", "dropped", "dropped, the length kept", "doubled"])
 def test_each_byte_of_every_file(way: str, every: int, tmp_path: Path, figure: Any) -> None:
-    path = holdtrue.save(tmp_path / "kept", step=1, metrics={"loss": 0.5}, **small(1)).path
+    path, key = kept_with_everything(tmp_path)
+    assert told(path, key) == []
     targets = small(2)
     before = everything(**targets)
-    tried = 0
-    for name in sorted(os.listdir(path)):
-        data = (path / name).read_bytes()
-        for i in range(0, len(data), every):
-            again = data[i : i + 1] * 2 if way == "doubled" else b""
-            changed = data[:i] + again + data[i + 1 :]
-            if way == "dropped, the length kept":
-                changed += b"\0"
-            if changed == data:  # the last one was a zero
+    tried = in_tensors = 0
+    for file in sorted(p for p in path.rglob("*") if p.is_file()):
+        data = file.read_bytes()
+        where = spans(file) if file.suffix == ".safetensors" else []
+        in_spans = {i for span in where for i in range(span.begin, span.end)}
+        for i in sorted(in_spans.union(range(0, len(data), every))):
+            damaged = changed(data, i, way)
+            if damaged == data:  # the last one was a zero
                 continue
-            (path / name).write_bytes(changed)
-            assert is_found(path, targets), (name, i)
+            file.write_bytes(damaged)
+            at = (str(file.relative_to(path)), i)
+            if file.name == "model.sig":  # a restore does not look at it, and says nothing of it
+                assert told(path, key), at
+            else:
+                errors = told(path)
+                assert errors, at
+                names = tensors_hit(where, data, damaged)
+                # A restore reads what it restores, and no part of it is the probe.
+                unread = names and file.name == "probe.safetensors"
+                assert unread or refuses(path, targets), at
+                in_tensors += bool(names)
+                if names:  # and the seal is broken too
+                    found = [f for f in errors if f.code == "digest-mismatch"]
+                    assert {f.where.partition(": ")[2].partition("/")[2] for f in found} == names, (
+                        at,
+                        errors,
+                    )
             tried += 1
-        (path / name).write_bytes(data)
-    assert tried > 5000 // every
+        file.write_bytes(data)
+    assert tried > 20_000 // every
+    assert way not in ("flipped", "dropped, the length kept") or in_tensors > 50
     assert first_difference(before, everything(**targets)) == ""
-    assert holdtrue.verify(path).findings == ()
-    figure(f"bytes of small checkpoints {way}, each found", tried)
+    assert told(path, key) == []
+    share = "every byte" if every == 1 else f"each {every}th byte, and each of a tensor,"
+    figure(f"{share} of a checkpoint with all kinds of files {way}, each found", tried)
+    figure(f"{share} of a checkpoint {way}, in a tensor that was named", in_tensors)
 
 
 # -- large ones ------------------------------------------------------------------------------------
@@ -85,23 +172,6 @@ class Large(nn.Module):
             self.register_parameter(f"weight{i}", nn.Parameter(torch.randn(each)))
             self.register_parameter(f"bias{i}", nn.Parameter(torch.randn(5)))
         self.register_buffer("cache", torch.randn(2 * each), persistent=False)
-
-
-class Span:
-    """Where a tensor's bytes lie in its file."""
-
-    def __init__(self, name: str, begin: int, end: int) -> None:
-        self.name, self.begin, self.end = name, begin, end
-
-
-def spans(file: Path) -> list[Span]:
-    """Read by hand from the safetensors header."""
-    with file.open("rb") as opened:
-        (length,) = struct.unpack("<Q", opened.read(8))
-        header = json.loads(opened.read(length))
-    header.pop("__metadata__", None)
-    start = 8 + length
-    return [Span(n, *(start + o for o in e["data_offsets"])) for n, e in header.items()]
 
 
 Damage = list[tuple[int, bytes]]  # what is written where
@@ -266,7 +336,7 @@ def rotten(tmp_path: Path) -> Path:
     with holdtrue.Run(tmp_path / "run", **kept) as run:
         for step in (1, 2, 3):
             kept["note"][0] = step
-            nn.init.constant_(kept["model"][0].weight, step)
+            nn.init.constant_(kept["model"].first.weight, step)
             run.save(step, wait=True)
     for step in (2, 3):
         file = tmp_path / "run" / f"step-00000000{step}" / "model.safetensors"
@@ -292,7 +362,7 @@ def test_resume_takes_the_next_older_good_one_and_restore_does_not(rotten: Path)
     with holdtrue.Run(rotten, **targets) as run:
         assert run.resume() == 1
         assert passed(run.report) == {"step-000000002", "step-000000003"}
-    assert targets["model"][0].weight.unique().tolist() == [1.0]
+    assert targets["model"].first.weight.unique().tolist() == [1.0]
 
 
 def test_restore_takes_the_next_older_good_one_when_asked_to(
@@ -303,7 +373,7 @@ def test_restore_takes_the_next_older_good_one_when_asked_to(
     assert (checkpoint.step, checkpoint["note"]) == (1, [1])
     assert [r.args[0] for r in caplog.records if "passed over" in r.message] == [3, 2]
     assert passed(checkpoint.restore(**targets)) == {"step-000000002", "step-000000003"}
-    assert targets["model"][0].weight.unique().tolist() == [1.0]
+    assert targets["model"].first.weight.unique().tolist() == [1.0]
     assert holdtrue.verify(f"{rotten}@whole").ok
     holdtrue.convert(f"{rotten}@whole", rotten.parent / "whole.safetensors")
 
