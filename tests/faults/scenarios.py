@@ -102,7 +102,7 @@ def check_run(
     else is there; then a resume and a save work, and nothing is left over but what is `aside`."""
     found = look_at(run, stays, new or {})
     given = parts(-1)
-    resumed = Run(run, **given)
+    resumed = Run(run, on_error="raise", **given)
     assert resumed.resume() == max(found, default=0)
     assert value_of(given) in (found[max(found)] if found else {-1.0})
     save_to(resumed, NEXT)
@@ -154,13 +154,13 @@ def copied(start: Path, root: Path) -> None:
 # --- saves of a run
 
 
-def _nothing(root: Path) -> None:
+def nothing(root: Path) -> None:
     root.mkdir()
 
 
-def _two_steps(root: Path) -> None:
+def two_steps(root: Path) -> None:
     root.mkdir()
-    with small_and_in_order(), Run(root / "run", **parts(0)) as run:
+    with small_and_in_order(), Run(root / "run", on_error="raise", **parts(0)) as run:
         save_to(run, 1)
         save_to(run, 2)
 
@@ -171,12 +171,14 @@ def _saves(step: int, *, wait: bool = True, **settings: Any) -> Callable[[Path],
             made: list[Run] = []
 
             def first() -> None:
-                made.append(Run(root / "run", **settings, **parts(0)))
+                made.append(Run(root / "run", on_error="raise", **settings, **parts(0)))
                 save_to(made[0], step, wait=wait)
 
             told = attempt(first)
             if told["error"]:  # the same training goes on, and saves when it can
-                run = made[0] if made else Run(root / "run", **settings, **parts(0))
+                run = (
+                    made[0] if made else Run(root / "run", on_error="raise", **settings, **parts(0))
+                )
                 target = root / "run" / step_name(step)
                 # What came after publishing: it is there, and another step has to be the next.
                 # Waited for: strace counts the calls of another thread from 1 again.
@@ -196,7 +198,7 @@ def _resumes_back(root: Path) -> dict[str, Any]:
     with small_and_in_order():
 
         def first() -> None:
-            run = Run(root / "run", **parts(0))
+            run = Run(root / "run", on_error="raise", **parts(0))
             assert run.resume(at=1) == 1
             set_value(run.parts["model"], run.parts["optimizer"], 22)
             run.save(2, wait=True)
@@ -210,11 +212,11 @@ def _die(*_: object) -> None:
 
 
 def _two_steps_and_a_killed_save(root: Path) -> None:
-    _two_steps(root)
+    two_steps(root)
     pid = os.fork()
     if pid == 0:
         with small_and_in_order():
-            run = Run(root / "run", **parts(0))
+            run = Run(root / "run", on_error="raise", **parts(0))
             with mock.patch.object(engine_checkpoint, "write_synced", _die):
                 save_to(run, 3)
         os._exit(1)
@@ -321,17 +323,25 @@ def called(*words: object) -> tuple[int, str]:
     raise AssertionError("a command exits")
 
 
+_UNREAD = {"path-unreadable", "file-unreadable", "read-failed"}
+_OF_THE_SOURCE = {"storage-missing", "tensor-past-storage"}
+
+
 def _refused(words: list[str]) -> list[list[str]]:
     """What the command was refused with, as findings; none where it has done its work. A salvage
     ends with status 1 in both cases: the answer tells."""
     status, said = called(*words, "--json")
     answer = json.loads(said) if said else {}
-    if "kind" in answer or "removed" in answer:
-        assert status == (words[0] == "salvage")
-        return []
-    assert status > 0, said
     parts = ("code", "what", "where", "why", "fix")
     told = [f for f in answer.get("findings", []) if f["severity"] == "error"]
+    if "kind" in answer or "removed" in answer:
+        assert status == (words[0] == "salvage")
+        # What may not be read is lost to a salvage too; it has to say so.
+        told = [f for f in told if f["code"] in _UNREAD]
+        return [[f.get(part, "") for part in parts] for f in told]
+    assert status > 0, said
+    # What is wrong with the source has no fix; why the command ended has.
+    told = [f for f in told if f["code"] not in _OF_THE_SOURCE]
     return [[f.get(part, "") for part in parts] for f in told] or [["", said, "", "", ""]]
 
 
@@ -340,9 +350,9 @@ def _commands(*words: str) -> Callable[[Path], dict[str, Any]]:
         with small_and_in_order():
             command = [str(root / w) if "." in w or w == "run" else w for w in words]
             told = _refused(command)
-            if told:  # once more: what was published before it was refused stands there already
-                again = _refused(command)
-                assert not again or again[0][0] == "already-exists", again
+            if told:  # once more; what was published before it was refused stands there already
+                again = _refused([*command, *(() if words[0] == "prune" else ("--overwrite",))])
+                assert not again, again
             return {"error": told[0][0] or "?" if told else None, "findings": told}
 
     return act
@@ -369,7 +379,7 @@ def _written(name: str) -> Callable[[Path], bool]:
 
 def _prune_start(root: Path) -> None:
     root.mkdir()
-    with small_and_in_order(), Run(root / "run", **parts(0)) as run:
+    with small_and_in_order(), Run(root / "run", on_error="raise", **parts(0)) as run:
         for step in (1, 2, 3):
             save_to(run, step)
 
@@ -379,13 +389,13 @@ def _saved(*either: int) -> Callable[[Path], bool]:
 
 
 SCENARIOS = [
-    Scenario("first save", _nothing, _saves(1),
+    Scenario("first save", nothing, _saves(1),
              lambda r: check_run(r / "run", {}, {1: {1}, 2: {1}}), _saved(1, 2)),
-    Scenario("later save with hard links", _two_steps, _saves(3),
+    Scenario("later save with hard links", two_steps, _saves(3),
              lambda r: check_run(r / "run", {1: {1}, 2: {2}}, {3: {3}, 4: {3}}), _saved(3, 4)),
-    Scenario("save behind", _two_steps, _saves(3, wait=False),
+    Scenario("save behind", two_steps, _saves(3, wait=False),
              lambda r: check_run(r / "run", {1: {1}, 2: {2}}, {3: {3}, 4: {3}}), _saved(3, 4)),
-    Scenario("save that prunes", _two_steps, _saves(3, keep=Keep(last=1)),
+    Scenario("save that prunes", two_steps, _saves(3, keep=Keep(last=1)),
              lambda r: _check_pruned(r), _saved(3, 4)),
     Scenario("resume that cleans up, and goes back", _two_steps_and_a_killed_save, _resumes_back,
              _check_resumed_back),

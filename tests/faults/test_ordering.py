@@ -46,14 +46,17 @@ def _mark(root: Path, text: str) -> None:
 
 
 def _trains(root: Path) -> None:
-    with small_and_in_order(), Run(root / "run", keep=Keep(last=2), **parts(0)) as run:
+    with (
+        small_and_in_order(),
+        Run(root / "run", on_error="raise", keep=Keep(last=2), **parts(0)) as run,
+    ):
         for step in (1, 2, 3):
             save_to(run, step)
             _mark(root, f"step {step}")
 
 
 def _goes_back(root: Path) -> None:
-    with small_and_in_order(), Run(root / "run", **parts(0)) as run:
+    with small_and_in_order(), Run(root / "run", on_error="raise", **parts(0)) as run:
         save_to(run, 1)
         _mark(root, "step 1")
         save_to(run, 2)
@@ -80,7 +83,7 @@ def _check_run(root: Path, done: list[Op]) -> None:
     for aside in (root / "run").glob("abandoned-*"):
         assert holdtrue.verify(aside).ok
     given = parts(-1)
-    run = Run(root / "run", **given)  # clears what is left over
+    run = Run(root / "run", on_error="raise", **given)  # clears what is left over
     newest = run.resume()
     assert newest == max(there, default=0)
     assert value_of(given) in ({2: (2, 22)}.get(newest, (newest, -1)))

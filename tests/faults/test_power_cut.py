@@ -62,7 +62,10 @@ def copy(image: Path, target: Path) -> bool:
 
 
 def trained(root: Path, last: int, done: Done) -> None:
-    with small_and_in_order(), Run(root / "run", keep=Keep(last=2), **parts(0)) as run:
+    with (
+        small_and_in_order(),
+        Run(root / "run", on_error="raise", keep=Keep(last=2), **parts(0)) as run,
+    ):
         for step in range(1, last + 1):
             done["begun"] = step
             save_to(run, step)
@@ -77,7 +80,7 @@ def check(image: Path, place: Path, done: Done) -> None:
         stays = {newest: {float(newest)}} if newest else {}
         may = {n: {float(n)} for n in (newest - 2, newest - 1, begun) if n > 0}
         look_at(run, stays, may)
-        with Run(run, **parts(-1)) as again:
+        with Run(run, on_error="raise", **parts(-1)) as again:
             assert again.resume() >= newest
             save_to(again, 99)
         assert 99 in steps(run)

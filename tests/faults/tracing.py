@@ -168,7 +168,12 @@ def failing(point: Point, error: str) -> tuple[str, ...]:
     return _injecting(point, f"error={error}")
 
 
-def _injecting(point: Point, what: str) -> tuple[str, ...]:
+def refusing_from(point: Point, error: str) -> tuple[str, ...]:
+    """From that call on, each of that name, on each thread by its own count."""
+    return _injecting(point, f"error={error}", "+")
+
+
+def _injecting(point: Point, what: str, on: str = "") -> tuple[str, ...]:
     return (
-        "-e", f"trace={point.call}", "-e", f"inject={point.call}:{what}:when={point.number}",
+        "-e", f"trace={point.call}", "-e", f"inject={point.call}:{what}:when={point.number}{on}",
     )  # fmt: skip
