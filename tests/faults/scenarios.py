@@ -260,6 +260,7 @@ def _check_overwritten(root: Path) -> None:
     assert value_in(place) in (1, 2)
     holdtrue.save(root / "kept", overwrite=True, **parts(3))
     assert value_in(root / "kept") == 3
+    assert os.listdir(root) == ["kept"], "the next save clears away what this one left"
 
 
 Tensors = dict[str, torch.Tensor]
@@ -369,6 +370,7 @@ def _check_written(name: str, *words: str, old: Tensors | None = None) -> Callab
             assert holds(target, new) or (old is not None and holds(target, old)), "other tensors"
         assert not _refused([words[0], str(source), str(target), "--overwrite", *words[1:]])
         assert holds(target, new), "other tensors when it is done again"
+        assert set(os.listdir(root)) == {"a.pt", name}, "what this one left is not cleared away"
 
     return check
 
