@@ -319,7 +319,8 @@ def digest_mismatch(storage: Storage) -> Finding:
         where=f"{storage.file}: {storage.key}",
         what="a tensor's bytes are not those that were written",
         why="their xxh3-128 digest differs: bytes were changed on disk or on the way",
-        fix="use another checkpoint (of a run RUN@whole), or copy this one again from where it is whole",
+        fix="use another checkpoint (of a run RUN@whole), or copy this one again from where it is "
+        "whole",
     )
 
 
