@@ -143,12 +143,12 @@ def _train(trial: Trial, place: Path) -> None:
         runs[0].steps(), runs[0].latest(), repr(runs[0])
     for run in runs:
         with trial.step("run best"):
-            run.best()
+            run.best("loss")
         with trial.step("run resume"):
             run.resume()
         for step in (1_000_000, 1_000_001, 1_000_002):
             with trial.step("run save"):
-                run.save(step, wait=True)
+                run.save(step, {"loss": 1.0}, wait=True)
         with trial.step("run close"):
             run.close()
     for found in sorted(place.glob("step-*"))[:4]:

@@ -33,7 +33,7 @@ def take(run: Path) -> None:
             if lock.taken_from is not None:
                 gone = lock.taken_from
                 _log.warning(
-                    "%s: process %d held this run since %s and is gone; the run is taken over",
+                    "%s: process %d held this run since %r and is gone; the run is taken over",
                     run, gone.pid, gone.since,
                 )  # fmt: skip
             if not lock.flocked:

@@ -87,21 +87,21 @@ for _name, (_put, _must) in PUT.items():
 
 @attack(FAMILY, "leftovers that are links outside", "to have removed what they lead to", INERT)
 def linked_leftovers(folder: Path) -> Path:
-    run, out = _run(folder), _outside(folder)
+    run = _run(folder)
+    _outside(folder)
     area = run / ".staging"
     area.mkdir()
     (area / _dead("removed-step-000000002")).symlink_to("../../../outside")
     (area / _dead("step-000000003")).mkdir()
     (area / _dead("step-000000003") / "more").symlink_to("../../../../outside")
-    os.link(out / "secret", area / _dead("step-000000003") / "model.safetensors")
     return run
 
 
 @attack(FAMILY, "a staging area of odd names", "names that cannot be shown, or taken apart", INERT)
 def odd_names(folder: Path) -> Path:
     run = _run(folder)
-    area = os.fsencode(run / ".staging")
-    os.mkdir(area)
+    area = run / ".staging"
+    area.mkdir()
     for name in (
         b"x" * 255,
         b"step-000000003\n0 errors\x1b[2J.h-1.0a1b2c3d",
@@ -114,7 +114,7 @@ def odd_names(folder: Path) -> Path:
         os.fsencode(_dead("step").replace(str(_NO_PROCESS), "0")),
         "step.h-١٢.0a1b2c3d".encode(),
     ):
-        os.mkdir(area + b"/" + name)
+        (area / os.fsdecode(name)).mkdir()
     return run
 
 
