@@ -55,7 +55,7 @@ def lives(process: Process) -> bool | None:
     """Whether a process is there; None where that cannot be told from here.
 
     An earlier boot of this machine has taken its processes along. Machines are told apart by their
-    names, so two of one name must not share a disk; see decision 28.
+    names, so two of one name must not share a disk; see decision 29.
     """
     me = this_process()
     same_boot = process.boot == me.boot if process.boot and me.boot else None
