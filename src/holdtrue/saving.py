@@ -28,16 +28,11 @@ from holdtrue.engine.windows import Readable
 from holdtrue.errors import SaveError, fail
 from holdtrue.findings import Finding, report
 from holdtrue.limits import Limits, limits
-from holdtrue.records.manifest import (
-    NAME,
-    SOURCE,
-    Cost,
-    Manifest,
-    Ranking,
-)
+from holdtrue.records.manifest import SOURCE, Cost, Manifest, Ranking
 from holdtrue.restore.proving import with_recipes
 from holdtrue.storage.commit import publish
 from holdtrue.storage.failures import already_exists, not_written
+from holdtrue.storage.replacing import is_checkpoint, strangers, strangers_found
 
 _PART_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,99}\Z")
 # Names that a file system or the format has taken.
@@ -107,8 +102,9 @@ def save(
     bytes in all, from any thread; `holdtrue.ProgressBar()` shows them. `seal` writes the SHA-256 of
     every file beside them, see `holdtrue.seal`: True, a private key, or the path of its PEM file.
 
-    Raises SaveError, before a byte is written, when a value cannot be kept or `path` exists (unless
-    `overwrite`), and when the disk is full or refuses; what was there before is then unchanged.
+    Raises SaveError, before a byte is written, when a value cannot be kept or `path` exists, and
+    when the disk is full or refuses; what was there before is then unchanged. `overwrite` replaces
+    a checkpoint, whole or damaged; one that holds files which are not part of it is refused, too.
     """
     number = None if step is None else whole_step(str(path), step)
     by = signer(seal)
@@ -272,8 +268,8 @@ def _checked(
         findings.append(_zero_character(target))
     elif not overwrite and aside is None and os.path.lexists(target):
         findings.append(already_exists(target))
-    elif overwrite and os.path.lexists(target) and not _may_be_replaced(target):
-        findings.append(_foreign(target))
+    elif overwrite and os.path.lexists(target):
+        findings += _not_replaceable(target)
     node, odd = capture_metrics(metrics)
     if findings:
         raise SaveError(report(str(target), findings))
@@ -338,13 +334,15 @@ def _zero_character(target: Path) -> Finding:
     )
 
 
-def _may_be_replaced(target: Path) -> bool:
+def _not_replaceable(target: Path) -> list[Finding]:
     try:
-        if target.is_symlink() or not target.is_dir():
-            return False
-        return (target / NAME).exists() or not any(target.iterdir())
+        if is_checkpoint(target):
+            names = strangers(target)
+            return [strangers_found(target, names)] if names else []
+        plain = target.is_dir() and not target.is_symlink()
+        return [] if plain and not any(target.iterdir()) else [_foreign(target)]
     except OSError:
-        return True  # then publishing is refused too, with the reason
+        return []  # then publishing is refused too, with the reason
 
 
 def _foreign(target: Path) -> Finding:

@@ -9,9 +9,10 @@ from holdtrue.engine.signing import Signer, signer
 from holdtrue.errors import DamageError, OpenError, SaveError, fail
 from holdtrue.findings import Finding
 from holdtrue.records.seal import NAME
-from holdtrue.storage.commit import clear_leftovers, publish_file, write_synced
+from holdtrue.storage.commit import publish_file, write_synced
 from holdtrue.storage.failures import already_exists, not_written
 from holdtrue.storage.locating import is_ours, locate
+from holdtrue.storage.staging_area import clear_leftovers
 from holdtrue.verification import verify
 
 

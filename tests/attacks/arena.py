@@ -91,19 +91,31 @@ def contents(folder: Path) -> dict[str, Any]:
 
 def try_attack(folder: Path, path: Path, thorough: bool) -> dict[str, Any]:
     """In a child of its own: the gauntlet, watched."""
+    from attacks import gauntlet
+
+    out = folder.parent / "out"
+    out.mkdir()
+    return watched(lambda: gauntlet.run(path, out, thorough), [folder], [out])
+
+
+def try_run(folder: Path, path: Path) -> dict[str, Any]:
+    """The same with what writes into a run: its own folder is its to write, and no other."""
+    from attacks import gauntlet
+
+    return watched(lambda: gauntlet.as_run(path, folder), [], [folder, folder.parent / "out"])
+
+
+def watched(act: Callable[[], Any], reading: list[Path], writing: list[Path]) -> dict[str, Any]:
     import attack_package
 
-    from attacks import gauntlet
     from attacks.watch import Watch
 
     attack_package.RAN.clear()
-    out = folder.parent / "out"
-    out.mkdir()
-    os.chdir(out)
-    watch = Watch([folder], [out])
+    os.chdir(writing[-1])
+    watch = Watch(reading, writing)
     before = reset_peak()
     watch.arm()
-    trial = gauntlet.run(path, out, thorough)
+    trial = act()
     return {
         "codes": trial.codes,
         "whys": {key: text[:3000] for key, text in trial.whys.items()},
@@ -142,10 +154,35 @@ def face(family: str, name: str, thorough: bool, place: Path) -> dict[str, Any]:
         name for old, now in zip(before, (contents(folder), contents(sentinel)), strict=True)
         for name in old.keys() | now.keys() if old.get(name) != now.get(name)
     ]  # fmt: skip
+    if "codes" in result and (thorough or family == "run"):
+        result = both(result, forked(lambda: try_run(folder, Path(said["path"]))))
+        result["changed"] += harmed(before[1], contents(sentinel))
     canary = Path(os.environ["HOLDTRUE_CANARY"])
     result["ran"] = canary.exists()
     canary.unlink(missing_ok=True)
     return result
+
+
+def harmed(old: dict[str, Any], now: dict[str, Any]) -> list[str]:
+    """What a run changed outside of it. That it removed its own name of a file with another name
+    outside is no harm."""
+    return [
+        f"by a run: {name}"
+        for name in old.keys() | now.keys()
+        if name not in old
+        or name not in now
+        or (*old[name][:3], *old[name][4:]) != (*now[name][:3], *now[name][4:])
+        or now[name][3] > old[name][3]
+    ]
+
+
+def both(looked: dict[str, Any], ran: dict[str, Any]) -> dict[str, Any]:
+    """What came of looking into an attack, and of running in it."""
+    if "codes" not in ran:
+        return ran
+    joined = {name: looked[name] | ran[name] for name in ("codes", "whys")}
+    joined |= {name: looked[name] + ran[name] for name in ("bare", "done", "seen")}
+    return {**looked, **joined, "grown": max(looked["grown"], ran["grown"])}
 
 
 def warm(place: Path) -> None:
@@ -173,6 +210,11 @@ def warm(place: Path) -> None:
         (warming / f"out-{name}").mkdir()
         trial = gauntlet.run(warming / name, warming / f"out-{name}")
         assert not trial.bare, trial.bare
+    (warming / "run").mkdir()
+    with holdtrue.Run(warming / "run", **gauntlet.small()) as run:
+        run.save(1, wait=True)
+    trial = gauntlet.as_run(warming / "run", warming)
+    assert not trial.bare, trial.bare
     # Looks up `fallocate` in the C library, once, which large files need.
     NewFile(warming / "large", 1 << 20, direct=True).close()
 

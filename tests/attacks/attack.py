@@ -23,7 +23,8 @@ class Must:
     def __str__(self) -> str:
         if self.way == "inert":
             return "opens as inert data"
-        where = {"build": " when built", "restore": " when restored"}.get(self.at, "")
+        acts = {"build": "built", "restore": "restored", "run save": "saved into"}
+        where = f" when {acts[self.at]}" if self.at in acts else ""
         code = "" if self.code == "any" else f": `{self.code}`"
         return f"{self.way}{where}{code}"
 

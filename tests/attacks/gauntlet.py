@@ -111,7 +111,7 @@ def _more(trial: Trial, path: Path, out: Path) -> None:
         trial.report("doctor deep", holdtrue.diagnose(path, deep=True, **small()))
     for command in ("inspect", "doctor"):
         with trial.step(command):
-            _command(command, path)
+            _command(command, str(path))
     for name in ("weights.safetensors", "kept", "again.pt"):
         with trial.step(f"convert to {name}"):
             holdtrue.convert(path, out / name)
@@ -119,6 +119,55 @@ def _more(trial: Trial, path: Path, out: Path) -> None:
         holdtrue.diff(path, path)
     with trial.step("salvage"):
         holdtrue.salvage(path, out / "salvaged")
+
+
+def as_run(path: Path, folder: Path) -> Trial:
+    """What a training and its owner do to a run, done to a directory that is said to be one, then
+    to one of which it is a step. Its own folder may be written."""
+    trial = Trial()
+    if path.is_dir():
+        _train(trial, path)
+        if path.parent == folder and path.exists():
+            path.rename(folder / "step-000000007")
+            _train(trial, folder)
+    return trial
+
+
+def _train(trial: Trial, place: Path) -> None:
+    for command in ("log", "log --verify"):
+        with trial.step("run log"):
+            _command(*command.split(), str(place))
+    runs: list[Any] = []
+    with trial.step("run"):
+        runs.append(holdtrue.Run(place, keep=holdtrue.Keep(last=2), verify="after", **small()))
+        runs[0].steps(), runs[0].latest(), repr(runs[0])
+    for run in runs:
+        with trial.step("run best"):
+            run.best("loss")
+        with trial.step("run resume"):
+            run.resume()
+        for step in (1_000_000, 1_000_001, 1_000_002):
+            with trial.step("run save"):
+                run.save(step, {"loss": 1.0}, wait=True)
+        with trial.step("run close"):
+            run.close()
+    for found in sorted(place.glob("step-*"))[:4]:
+        with trial.step("run seal"):
+            holdtrue.seal(found, overwrite=True)
+    with trial.step("run prune"):
+        _command("prune", str(place), "--keep", "last=1")
+    live = small()
+    with trial.step("run save beside"):
+        holdtrue.save(place / "beside", overwrite=True, **live)
+    with trial.step("run convert into"):
+        holdtrue.convert(place / "beside", place / "again", overwrite=True)
+    with trial.step("run salvage into"):
+        holdtrue.salvage(place / "beside", place / "again.pt", overwrite=True)
+    for found in sorted(place.glob("step-*"))[:4]:
+        with trial.step("run overwrite"):
+            holdtrue.save(found, overwrite=True, **live)
+    with trial.step("run overwrite"):
+        holdtrue.save(place, overwrite=True, **live)
 
 
 def _read(trial: Trial, checkpoint: Any) -> None:
@@ -131,8 +180,8 @@ def _read(trial: Trial, checkpoint: Any) -> None:
             checkpoint[part]
 
 
-def _command(name: str, path: Path) -> None:
-    done = CliRunner().invoke(cli, [name, str(path)], standalone_mode=False)
+def _command(*arguments: str) -> None:
+    done = CliRunner().invoke(cli, arguments, standalone_mode=False)
     if done.exception is not None and not isinstance(done.exception, SystemExit):
         raise done.exception
 

@@ -14,7 +14,9 @@ Files made to do harm, one function or row an attack, and what has to happen to 
 Each is written by a process of its own and then put through all that a person may do with a file:
 `open` (with and without `trust=`), every tensor and value read, `verify`, `diagnose` (also `deep`
 and with a model), `inspect`, `convert` to safetensors, to a holdtrue directory and to `.pt`,
-`diff`, `salvage`, `restore` into a small model, `build`. In a forked child, whose every file,
+`diff`, `salvage`, `restore` into a small model, `build`. A directory is then taken for a run, and
+put as a step into one: `log`, `Run`, `resume`, `save`, `seal`, `prune`, and overwriting saves and
+conversions into it, which may write there and nowhere else. In forked children, whose every file,
 import, process and connection Python's audit hook sees. It passes when
 
 - the canary, a file that every payload would make, is not there,

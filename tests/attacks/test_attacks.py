@@ -67,8 +67,8 @@ def misses(family: str, name: str, result: dict[str, Any]) -> list[str]:
     if "codes" not in result:
         return [f"the child ended: {result}"]
     wrong = [f"it was run: {line}" for line in ["the canary is there"] if result["ran"]]
-    read = " for reading" if attack.follows else "\0"
-    wrong += [f"it reached out: {line}" for line in result["seen"] if not line.endswith(read)]
+    seen = [line for line in result["seen"] if not (attack.follows and _reads(line))]
+    wrong += [f"it reached out: {line}" for line in seen]
     wrong += [f"changed: {line}" for line in result["changed"]]
     wrong += [f"no finding but {line}" for line in result["bare"]]
     if result["grown"] > arena.MEMORY:
@@ -91,6 +91,10 @@ def misses(family: str, name: str, result: dict[str, Any]) -> list[str]:
                               if key.endswith("/" + must.code)):  # fmt: skip
         wrong.append(f"the explanation is {result['whys']}")
     return [f"{attack.family}: {attack.name}: {line}" for line in wrong]
+
+
+def _reads(line: str) -> bool:
+    return line.endswith(" for reading") or line.startswith(("os.listdir ", "os.scandir "))
 
 
 @pytest.mark.parametrize("family", FAMILIES)

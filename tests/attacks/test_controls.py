@@ -189,3 +189,38 @@ def test_a_changed_file_is_seen(tmp_path: Path) -> None:
     before = arena.contents(tmp_path)
     (tmp_path / "a").write_bytes(b"y")
     assert arena.contents(tmp_path) != before
+
+
+def test_what_a_run_changes_outside_is_seen(tmp_path: Path) -> None:
+    (tmp_path / "a").write_bytes(b"x")
+    (tmp_path / "b").hardlink_to(tmp_path / "a")
+    before = arena.contents(tmp_path)
+    (tmp_path / "b").unlink()
+    assert arena.harmed({"a": before["a"]}, arena.contents(tmp_path)) == []
+    assert arena.harmed(before, arena.contents(tmp_path)) == ["by a run: b"]
+    (tmp_path / "a").write_bytes(b"y")
+    assert arena.harmed({"a": before["a"]}, arena.contents(tmp_path)) == ["by a run: a"]
+
+
+def test_the_watch_follows_descriptors_and_sees_what_a_link_leads_to(tmp_path: Path) -> None:
+    outside, own = tmp_path / "outside", tmp_path / "own"
+    for folder in (outside, own):
+        folder.mkdir()
+    (outside / "secret").write_bytes(b"x")
+    (own / "link").symlink_to("../outside")
+    (own / "gone").symlink_to("../outside")
+
+    def reach() -> dict[str, Any]:
+        number = os.open(outside, os.O_RDONLY)
+        os.chdir(own)
+        watch = Watch([own], [own])
+        watch.arm()
+        (own / "gone").unlink()  # the link itself, which is ours
+        quiet = list(watch.seen)
+        (own / "link" / "made").mkdir()
+        os.unlink("secret", dir_fd=number)
+        return {"quiet": quiet, "seen": watch.seen}
+
+    said = arena.forked(reach)
+    assert said["quiet"] == []
+    assert [line.split()[0] for line in said["seen"]] == ["os.mkdir", "os.remove"]

@@ -26,6 +26,8 @@ _WRITING = {
     "shutil.copymode": 2, "shutil.copystat": 2, "shutil.copytree": 2, "tempfile.mkstemp": 1,
     "tempfile.mkdtemp": 1,
 }  # fmt: skip
+# Those that act on a name itself: of a link on the link, wherever it leads.
+_ON_NAMES = {"os.remove", "os.rename", "os.rmdir", "os.mkdir", "os.symlink"}
 _LISTING = {"os.listdir", "os.scandir", "glob.glob", "os.walk"}
 _WRITE_FLAGS = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND
 _LIBRARIES = ("holdtrue", "torch", "numpy", "encodings")
@@ -61,7 +63,9 @@ class Watch:
             self._opened(*arguments)
         elif event in _WRITING:
             for path in arguments[: _WRITING[event]]:
-                if not _beneath(path, self._writing):
+                if event in ("os.remove", "os.rmdir", "os.mkdir"):
+                    path = _at(path, arguments[-1])
+                if not _beneath(path, self._writing, itself=event in _ON_NAMES):
                     self.seen.append(f"{event} {path!r}")
         elif event in _LISTING:
             if arguments and not _beneath(arguments[0], self._reading):
@@ -71,6 +75,8 @@ class Watch:
                 self.seen.append(f"import {arguments[0]}")
         elif event == "exec":
             self._ran(arguments[0])
+        elif event == "os.kill" and arguments[1] == 0:
+            pass  # whether the owner of what a killed save left still lives
         elif event.startswith(_NEVER) and event not in _HARMLESS:
             self.seen.append(f"{event} {arguments!r}"[:300])
 
@@ -90,9 +96,18 @@ class Watch:
             self.seen.append(f"exec of {place!r}")
 
 
-def _beneath(path: Any, folders: tuple[str, ...]) -> bool:
+def _at(path: Any, folder: Any) -> Any:
+    """A name as seen from the folder whose descriptor it was given with, if with one."""
+    if not isinstance(folder, int) or folder < 0:
+        return path
+    return Path(f"/proc/self/fd/{folder}").readlink() / os.fsdecode(path)
+
+
+def _beneath(path: Any, folders: tuple[str, ...], *, itself: bool = False) -> bool:
     try:
-        real = os.path.realpath(os.fsdecode(path))
+        place = Path(os.fsdecode(path))
+        real = os.path.realpath(place.parent if itself else place)
+        real = str(Path(real, place.name)) if itself else real
     except (TypeError, ValueError):  # a NUL in it: no such file
         return True
     return any(real == folder or real.startswith(folder + os.sep) for folder in folders)

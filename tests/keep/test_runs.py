@@ -4,6 +4,7 @@ import json
 import math
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -24,7 +25,7 @@ from torch import nn
 
 import holdtrue
 from holdtrue import Keep, Run
-from holdtrue.storage import commit
+from holdtrue.storage import commit, staging_area
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -302,7 +303,7 @@ def test_removal_never_leaves_half_a_checkpoint(
         victim.unlink()
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(commit.shutil, "rmtree", killed)
+    monkeypatch.setattr(shutil, "rmtree", killed)
     with pytest.raises(KeyboardInterrupt):
         run.save(2, wait=True)
     monkeypatch.undo()
@@ -507,6 +508,7 @@ def test_a_run_that_may_not_be_listed(tmp_path: Path, monkeypatch: pytest.Monkey
     def denied(path: Any) -> Any:
         raise PermissionError(13, "Permission denied", str(path))
 
+    (tmp_path / "run" / ".staging").mkdir()
     monkeypatch.setattr(os, "listdir", denied)
     at = str(tmp_path / "run")
     for act in (lambda: small(Path(at)), run.steps, run.latest, run.best, run.resume,
@@ -668,7 +670,7 @@ def test_an_overwrite_killed_between_its_renames_can_be_mended(tmp_path: Path) -
         holdtrue.open(tmp_path / "kept")
     (finding,) = caught.value.report.errors
     assert "interrupted" in finding.why
-    assert commit.clear_leftovers(tmp_path)
+    assert staging_area.clear_leftovers(tmp_path)
     word, source, target = finding.fix.split()
     assert word == "mv"
     Path(source).rename(target)
@@ -740,9 +742,9 @@ def test_a_name_as_long_as_the_file_system_takes(tmp_path: Path) -> None:
 def test_an_old_copy_is_found_by_its_own_name_only(tmp_path: Path) -> None:
     for name in ("a[1]", "x" * 200 + "y"):
         (tmp_path / ".staging").mkdir(exist_ok=True)
-        (tmp_path / ".staging" / f"{commit._stem(name)}.replaced.12345678").mkdir()
-        assert len(commit.put_aside(tmp_path / name)) == 1
-    assert commit.put_aside(tmp_path / ("x" * 200)) == []
+        (tmp_path / ".staging" / f"{staging_area.stem(name)}.replaced.12345678").mkdir()
+        assert len(staging_area.put_aside(tmp_path / name)) == 1
+    assert staging_area.put_aside(tmp_path / ("x" * 200)) == []
 
 
 def test_what_was_overwritten_since_it_was_opened_is_told(tmp_path: Path) -> None:

@@ -109,7 +109,7 @@ def test_an_owner_on_another_machine_is_believed(
     assert "elsewhere" in caught.value.report.errors[0].what
 
 
-@pytest.mark.parametrize("content", [b"", b"{", b"[1]", b"\xff" * 9000])
+@pytest.mark.parametrize("content", [b"", b"{", b'{"pid": 1, "ho', bytes(150)])
 def test_a_lock_file_that_says_nothing(content: bytes, tmp_path: Path) -> None:
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / ".lock").write_bytes(content)

@@ -27,9 +27,10 @@ def command(run: str, rules: str, dry_run: bool, json: bool) -> None:
     from holdtrue.formats.source import reading
     from holdtrue.runs.keep import parse_keep
     from holdtrue.runs.pruning import remove_steps
-    from holdtrue.runs.writing import give_back, take
+    from holdtrue.runs.writing import give_back, is_alone, take
     from holdtrue.storage.failures import not_written
     from holdtrue.storage.locating import require_steps
+    from holdtrue.storage.staging_area import clear_leftovers
 
     try:
         keep = parse_keep(rules)
@@ -49,6 +50,7 @@ def command(run: str, rules: str, dry_run: bool, json: bool) -> None:
             raise not_written(place, error, 0) from None
         try:
             with reading(str(place)):
+                clear_leftovers(place, alone=is_alone(place))
                 found, going = _plan(keep, place)
             gone = remove_steps(keep, going, found)
         finally:

@@ -12,8 +12,8 @@ from msgspec import Struct
 from holdtrue.checkpoint import Checkpoint
 from holdtrue.checkpoint import open as open_checkpoint
 from holdtrue.records.manifest import NAME, Part
-from holdtrue.storage.commit import STAGING
 from holdtrue.storage.locating import steps
+from holdtrue.storage.own_names import STAGING
 
 _PATIENCE = 120  # seconds for one training process before something must be wrong
 

@@ -11,8 +11,8 @@ from holdtrue.doctor.kinds import KINDS, Kind, title
 from holdtrue.engine.stored import StoredSource
 from holdtrue.errors import SaveError, fail
 from holdtrue.findings import Finding
-from holdtrue.records.manifest import NAME
 from holdtrue.storage.failures import already_exists, not_written
+from holdtrue.storage.replacing import is_checkpoint, is_shards, strangers, strangers_found
 
 _SUFFIXES: dict[str, Kind] = {
     ".safetensors": "safetensors", ".pt": "torch", ".pth": "torch", ".bin": "torch",
@@ -107,19 +107,16 @@ def _check_replaceable(source: Path, target: Path, kind: Kind) -> None:
             f"the result is {title(kind)}; only its like is replaced",
             "choose another path, or remove what is there yourself",
         )
-    if directory and not _is_ours(target):
+    if directory and is_checkpoint(target):
+        names = strangers(target)
+        if names:
+            raise fail(SaveError, str(target), strangers_found(target, names))
+    elif directory and any(target.iterdir()) and not is_shards(target):
         raise _refused(
             target, "destination-unsafe", "the directory holds other things than a checkpoint",
             "replacing it would delete " + ", ".join(sorted(os.listdir(target))[:5]),
             "choose another path, or remove the directory yourself",
         )  # fmt: skip
-
-
-def _is_ours(directory: Path) -> bool:
-    """Whether a directory is a holdtrue checkpoint, a set of shards, or empty."""
-    names = os.listdir(directory)
-    shards = all(n.endswith((".safetensors", ".safetensors.index.json")) for n in names)
-    return NAME in names or shards
 
 
 def _inside(path: Path, directory: Path) -> bool:

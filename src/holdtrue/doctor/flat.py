@@ -19,7 +19,7 @@ from holdtrue.engine.write import write_files
 from holdtrue.findings import Finding
 from holdtrue.formats.view import LazyTensor, View
 from holdtrue.limits import limits
-from holdtrue.storage.commit import publish, publish_file
+from holdtrue.storage.commit import publish, publish_file, require_files
 from holdtrue.storage.failures import not_written
 
 
@@ -97,6 +97,7 @@ def _shards_job(place: Destination, made: to_safetensors.Files) -> _Job:
     def run(count: Callable[[int], None]) -> None:
         with publish(place.path, replace=place.overwrite) as staged:
             write_files(staged, made.files, made.sources, count)
+            require_files(staged, {file.name: file.nbytes for file in made.files})
 
     return _Job(made.nbytes, list(made.sources.values()), run)
 

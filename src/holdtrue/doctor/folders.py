@@ -22,8 +22,8 @@ from holdtrue.formats.verifying import proven_chunks, verify_view
 from holdtrue.formats.view import LazyTensor, Storage, View
 from holdtrue.records.manifest import NAME, Manifest
 from holdtrue.records.metrics import manifest_metrics
-from holdtrue.storage.commit import leftovers
 from holdtrue.storage.locating import steps
+from holdtrue.storage.staging_area import leftovers
 
 _OPENED = 64  # checkpoints of one folder that are looked into
 _LISTED = 10_000

@@ -16,7 +16,7 @@ from holdtrue.engine.windows import Readable, Together
 from holdtrue.engine.write import Progress, write_files
 from holdtrue.records.manifest import NAME, SOURCE, Chunk, Cost, Manifest, encode_manifest
 from holdtrue.records.seal import NAME as SEAL
-from holdtrue.storage.commit import sync_directory, write_synced
+from holdtrue.storage.commit import require_files, sync_directory, write_synced
 
 
 class Written(Struct, frozen=True, kw_only=True):
@@ -81,6 +81,7 @@ def write_checkpoint(
     seal = b"" if by is None else sealed(directory, name, by)
     if seal:
         write_synced(directory / SEAL, seal)
+    require_files(directory, {NAME: len(raw), **{file.name: file.nbytes for file in files}})
     return Written(
         manifest=manifest,
         nbytes=sum(file.nbytes for file in files) + len(raw) + len(seal),

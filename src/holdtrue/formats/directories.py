@@ -35,7 +35,7 @@ def recognise(path: str) -> Found | None:
     """The format of a directory; None where it is no checkpoint."""
     names = list_names(path)
     folder = Path(path)
-    if NAME in names and _is_ours(folder):
+    if NAME in names and begins_as_ours(folder):
         return Found("holdtrue", path)
     if ".metadata" in names:
         return Found("dcp", path)
@@ -54,7 +54,7 @@ def recognise(path: str) -> Found | None:
         return Found("dcp-safetensors", path)
     if NAME in names and (folder / NAME).is_symlink():
         return Found("holdtrue", path)  # which is refused when it is read, and not followed here
-    steps = [n for n in names if not (folder / n).is_symlink() and _is_ours(folder / n)]
+    steps = [n for n in names if not (folder / n).is_symlink() and begins_as_ours(folder / n)]
     if steps:
         listed = ", ".join(sorted(steps)[:5]) + (" …" if len(steps) > 5 else "")
         return Found(
@@ -205,7 +205,8 @@ def _are_unpacked(names: Collection[str]) -> bool:
     return _PICKLE in names and "version" in names
 
 
-def _is_ours(folder: Path) -> bool:
+def begins_as_ours(folder: Path) -> bool:
+    """Whether a directory has a manifest, in a file of its own, that begins as holdtrue's do."""
     if not folder.is_dir() or (folder / NAME).is_symlink():
         return False
     return bool(_MANIFEST.match(_head(folder / NAME, KIB)))

@@ -19,11 +19,12 @@ from holdtrue.runs.choosing import free_name, later, later_steps_there, put_late
 from holdtrue.runs.keep import Keep, placed
 from holdtrue.runs.pruning import doomed, has_all_files, read_back, remove_steps
 from holdtrue.runs.resuming import Resumed
-from holdtrue.runs.writing import give_back, still_held, take
+from holdtrue.runs.writing import give_back, is_alone, still_held, take
 from holdtrue.saving import Saved
-from holdtrue.storage.commit import clear_leftovers, make_directories
+from holdtrue.storage.commit import make_directories
 from holdtrue.storage.failures import already_exists, not_written
 from holdtrue.storage.locating import steps
+from holdtrue.storage.staging_area import clear_leftovers
 
 _log = logging.getLogger("holdtrue")
 _SAVED_ONCE = "go on with the next step; to do this one again, move what is there away first"
@@ -50,13 +51,14 @@ class Shelf:
         self._release: weakref.finalize[..., Any] | None = None  # while this process is the writer
 
     def clear_leftovers(self) -> None:
-        """Remove what killed saves left. Raises OpenError where the directory may not be read."""
+        """Remove what killed saves left; the writer knows of more of them that they are dead.
+        Raises OpenError where the directory may not be read."""
         try:
-            cleared = clear_leftovers(self.run)
+            cleared = clear_leftovers(self.run, alone=is_alone(self.run))
         except OSError as error:
             raise unreachable(str(self.run), error) from None
         for name in cleared:
-            _log.info("cleared away %s, left by a save that was killed", name)
+            _log.info("cleared away %r, left by a save that was killed", name)
 
     def summaries(self) -> dict[int, Summary | None]:
         """What is said of each step, oldest first; None for one that counts no more."""
@@ -174,6 +176,8 @@ class Shelf:
         # Also when the run is dropped without `close`, as in a notebook's next cell.
         self._release = weakref.finalize(self, give_back, self.run)
         self._writer = os.getpid()
+        with contextlib.suppress(HoldtrueError):  # no reason not to save
+            self.clear_leftovers()
 
     def free(self) -> None:
         """Let others write."""

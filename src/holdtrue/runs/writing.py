@@ -8,7 +8,8 @@ from pathlib import Path
 
 from holdtrue.errors import SaveError, fail
 from holdtrue.findings import Finding
-from holdtrue.storage.locking import LOCK, Held, Lock, Owner
+from holdtrue.storage.locking import Held, Lock, Owner
+from holdtrue.storage.own_names import LOCK
 
 _log = logging.getLogger("holdtrue")
 
@@ -32,7 +33,7 @@ def take(run: Path) -> None:
             if lock.taken_from is not None:
                 gone = lock.taken_from
                 _log.warning(
-                    "%s: process %d held this run since %s and is gone; the run is taken over",
+                    "%s: process %d held this run since %r and is gone; the run is taken over",
                     run, gone.pid, gone.since,
                 )  # fmt: skip
             if not lock.flocked:
@@ -62,6 +63,12 @@ def still_held(run: Path) -> bool:
     """Whether the lock of this process is the one that stands in the run's directory."""
     lock = _locks.get((os.getpid(), run))
     return lock is not None and lock.in_place
+
+
+def is_alone(run: Path) -> bool:
+    """Whether this process holds the run by the kernel's lock, which no other can hold then."""
+    lock = _locks.get((os.getpid(), run))
+    return lock is not None and lock.flocked
 
 
 def give_back(run: Path) -> None:

@@ -8,19 +8,21 @@ it can be older or newer than what it points at.)
 
 import contextlib
 import errno
-import glob
 import os
-import shutil
-import socket
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from uuid import uuid4
 
-import xxhash
-
-STAGING = ".staging"
-_TRIES = 1000  # each is lost only to another save that ended in the same instant
-_LONGEST = 120  # bytes of a name that go into a staging name, which file systems end at 255
+from holdtrue.storage.own_names import STAGING
+from holdtrue.storage.staging_area import (
+    clear_leftovers,
+    erase,
+    leave,
+    put_aside,
+    replaced_name,
+    retire,
+    staged_name,
+    within,
+)
 
 
 @contextlib.contextmanager
@@ -29,7 +31,8 @@ def publish(target: Path, *, replace: bool = False, aside: Path | None = None) -
 
     What is there already is replaced, or kept under the name `aside`. Raises FileExistsError when
     it may be neither, and any OSError of the file system; then the target is as it was before, and
-    the staging directory is gone.
+    the staging directory is gone. What killed ones left beside it is cleared away, and, when the
+    target is there, its own old copies.
     """
     parent = target.absolute().parent
     make_directories(parent)
@@ -42,12 +45,12 @@ def publish(target: Path, *, replace: bool = False, aside: Path | None = None) -
             _exchange(staged, target, aside)
         elif replace and os.path.lexists(target):
             sync_directory(parent)  # the old one is about to be in the area: it must be found there
-            old = parent / STAGING / f"{_stem(target.name)}.replaced.{uuid4().hex[:8]}"
-            _exchange(staged, target, old)
-            shutil.rmtree(old, ignore_errors=True)
+            _exchange(staged, target, parent / STAGING / replaced_name(target.name))
         else:
             staged.rename(target)
             sync_directory(parent)
+        for old in put_aside(target):
+            retire(old)
 
 
 @contextlib.contextmanager
@@ -68,35 +71,17 @@ def publish_file(target: Path, *, replace: bool = False) -> Iterator[Path]:
 def _staging(target: Path) -> Iterator[Path]:
     """A new directory beside `target`, which the block is to move; removed when the block fails."""
     area = target.absolute().parent / STAGING
-    staged = area / f"{_stem(target.name)}.{_owner()}.{uuid4().hex[:8]}"
+    staged = area / staged_name(target.name)
+    with contextlib.suppress(OSError):  # what others left is no reason to fail
+        clear_leftovers(area.parent)
     try:
-        _within(area, staged.mkdir)
+        within(area, staged.mkdir)
         yield staged
     except BaseException:
-        shutil.rmtree(staged, ignore_errors=True)
+        erase(staged)
         raise
     finally:
-        _leave(area)
-
-
-def _within(area: Path, act: Callable[[], object]) -> None:
-    """Do something that needs `area`, which another save may remove at any moment."""
-    for attempt in range(_TRIES):
-        try:
-            with contextlib.suppress(FileExistsError):  # Path's exist_ok asks again, too late
-                area.mkdir()
-            act()
-        except FileNotFoundError:
-            if attempt == _TRIES - 1 or not area.parent.is_dir():
-                raise
-        else:
-            return
-
-
-def _leave(area: Path) -> None:
-    # Only when empty: another process may be saving beside us.
-    with contextlib.suppress(OSError):
-        area.rmdir()
+        leave(area)
 
 
 def _exchange(staged: Path, target: Path, aside: Path) -> None:
@@ -110,14 +95,6 @@ def _exchange(staged: Path, target: Path, aside: Path) -> None:
     sync_directory(target.absolute().parent)
 
 
-def _stem(name: str) -> str:
-    """A name as staging names begin with it: a long one is cut, and a digest tells it apart."""
-    raw = os.fsencode(name)
-    if len(raw) <= _LONGEST:
-        return name
-    return os.fsdecode(raw[:_LONGEST]) + "~" + xxhash.xxh3_64_hexdigest(raw)
-
-
 def write_synced(path: Path, data: bytes) -> None:
     """A small file, written whole and fsynced."""
     with path.open("xb") as file:
@@ -126,47 +103,13 @@ def write_synced(path: Path, data: bytes) -> None:
         os.fsync(file.fileno())
 
 
-def leftovers(parent: Path) -> list[str]:
-    """What saves that ended early left in `parent`; that of processes that still live is not."""
-    try:
-        names = sorted(os.listdir(parent / STAGING))
-    except OSError:
-        return []
-    owners = ((name, *_owner_of(name).rpartition("-")[::2]) for name in names)
-    return [
-        n
-        for n, h, pid in owners
-        if h != _host() or not pid.isdecimal() or not process_lives(int(pid))
-    ]
-
-
-def clear_leftovers(parent: Path) -> list[str]:
-    """Remove what killed saves of this machine left in `parent`; returns the names removed.
-
-    What belongs to a process that still lives, or to another machine, stays, and so does the old
-    copy that an interrupted replacement put aside.
-    """
-    removed: list[str] = []
-    area = parent / STAGING
-    try:
-        names = sorted(os.listdir(area))
-    except (FileNotFoundError, NotADirectoryError):
-        return removed
-    for name in names:
-        host, _, pid = _owner_of(name).rpartition("-")
-        if host == _host() and pid.isdecimal() and not _at_work(name):
-            shutil.rmtree(area / name, ignore_errors=True)
-            if not os.path.lexists(area / name):
-                removed.append(name)
-    _leave(area)
-    return removed
-
-
-def put_aside(target: Path) -> list[Path]:
-    """Old copies of `target` left by a replacement that was killed between its two renames."""
-    area = target.absolute().parent / STAGING
-    names = f"{glob.escape(_stem(target.name))}.replaced.*"
-    return sorted(area.glob(names)) if may_list(area) else []
+def require_files(directory: Path, sizes: Mapping[str, int]) -> None:
+    """Raises FileNotFoundError where one of the files that were written is no longer there, or is
+    another: what was emptied while it was written must not be published."""
+    for name, nbytes in sizes.items():
+        path = directory / name
+        if path.lstat().st_size != nbytes:
+            raise FileNotFoundError(errno.ENOENT, "it is not what was written", str(path))
 
 
 def may_list(path: Path) -> bool:
@@ -198,47 +141,15 @@ def make_directories(path: Path) -> None:
         sync_directory(directory.parent)
 
 
-def _host() -> str:
-    return "".join(c if c.isalnum() else "_" for c in socket.gethostname())[:40]
-
-
-def _owner() -> str:
-    return f"{_host()}-{os.getpid()}"
-
-
-def _owner_of(staged: str) -> str:
-    """The host and process in a staging directory's name: "name.host-pid.random"."""
-    parts = staged.rsplit(".", 2)
-    return parts[1] if len(parts) == 3 else ""
-
-
-def _at_work(staged: str) -> bool:
-    """Whether the process that a staging directory belongs to is known to live."""
-    host, _, pid = _owner_of(staged).rpartition("-")
-    return host == _host() and pid.isdecimal() and process_lives(int(pid))
-
-
-def process_lives(pid: int) -> bool:
-    """True while there is a process of this number, whoever owns it."""
-    if pid == os.getpid():
-        return True
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except OSError:  # not ours to signal, so it lives
-        return True
-    return True
-
-
 def remove(target: Path) -> None:
     """Remove a published directory: it vanishes whole, then its bytes are freed.
 
-    One that another thread or process has removed already is fine. Deleting file by file in place
-    was rejected: killed half-way, it leaves a damaged checkpoint.
+    One that another thread or process has removed already is fine. Of a link the link is removed,
+    never what it leads to. Deleting file by file in place was rejected: killed half-way, it leaves
+    a damaged checkpoint.
     """
-    area = target.parent / STAGING
-    doomed = area / f"removed-{_stem(target.name)}.{_owner()}.{uuid4().hex[:8]}"
+    area = target.absolute().parent / STAGING
+    doomed = area / staged_name(f"removed-{target.name}")
 
     def take() -> None:
         with contextlib.suppress(FileNotFoundError):
@@ -248,9 +159,9 @@ def remove(target: Path) -> None:
             raise FileNotFoundError(str(area))
 
     try:
-        _within(area, take)
+        within(area, take)
         # Else, after a power cut, the name may be there still, and some of its files not.
         sync_directory(target.parent)
-        shutil.rmtree(doomed, ignore_errors=True)
+        erase(doomed)
     finally:
-        _leave(area)
+        leave(area)

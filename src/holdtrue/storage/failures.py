@@ -8,6 +8,7 @@ from shlex import quote
 
 from holdtrue.errors import SaveError, fail
 from holdtrue.findings import Finding
+from holdtrue.storage.own_names import STAGING, ObstacleError
 
 
 def already_exists(target: Path, fix: str = "") -> Finding:
@@ -24,6 +25,8 @@ def already_exists(target: Path, fix: str = "") -> Finding:
 
 def not_written(target: Path, error: OSError, needed: int) -> SaveError:
     """The error for what the file system refused; `needed` is the size of all that was to come."""
+    if isinstance(error, ObstacleError):
+        return fail(SaveError, str(target), _in_the_way(error))
     if error.errno == errno.EROFS:
         return fail(SaveError, str(target), _read_only(target, error))
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
@@ -34,6 +37,8 @@ def not_written(target: Path, error: OSError, needed: int) -> SaveError:
         fix = f"chmod u+rwx {target.absolute().parent}, or save somewhere else"
     elif error.errno == errno.ENOENT and not target.absolute().parent.is_dir():
         return fail(SaveError, str(target), _gone(target, error))
+    elif error.errno == errno.ENOENT and STAGING in Path(error.filename or "").parts:
+        return fail(SaveError, str(target), _emptied(error))
     elif isinstance(error, FileExistsError):
         return fail(SaveError, str(target), already_exists(target))
     elif error.errno == errno.ENOMEM:
@@ -59,6 +64,32 @@ def not_written(target: Path, error: OSError, needed: int) -> SaveError:
             + ". What was saved before is unchanged",
             fix=fix,
         ),
+    )
+
+
+def _in_the_way(error: ObstacleError) -> Finding:
+    place = str(error.filename)
+    return Finding(
+        code=error.code,
+        severity="error",
+        where=place,
+        what=f"not saved: {error.strerror}",
+        why="the name is holdtrue's own, and this was not made by it; writing there, or through "
+        "it, would change what may be someone's work, or lies outside of this directory",
+        fix="look at what it is, then remove it or move it away",
+        command=f"ls -ld {quote(place)}",
+    )
+
+
+def _emptied(error: OSError) -> Finding:
+    return Finding(
+        code="write-failed",
+        severity="error",
+        where=str(error.filename),
+        what="not saved: files of it were removed or changed while it was written",
+        why=f"until a checkpoint is whole it is kept in {STAGING}, and something else was at work "
+        "in there, as clean-up scripts are; what was saved before is unchanged",
+        fix=f"save again, and let nothing else remove what is in {STAGING}",
     )
 
 

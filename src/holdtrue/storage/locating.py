@@ -14,7 +14,9 @@ from holdtrue.formats.source import inspect_path, refuse, unreachable
 from holdtrue.formats.step_names import step_of
 from holdtrue.records.manifest import NAME, Manifest, Ranking, Summary
 from holdtrue.records.metrics import manifest_metrics
-from holdtrue.storage.commit import STAGING, may_list, put_aside
+from holdtrue.storage.commit import may_list
+from holdtrue.storage.own_names import STAGING
+from holdtrue.storage.staging_area import put_aside
 from holdtrue.storage.unranked import no_best
 from holdtrue.storage.whole import newest_whole, passed_over
 

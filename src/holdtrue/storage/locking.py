@@ -9,33 +9,32 @@ import contextlib
 import errno
 import json
 import os
-import socket
+import stat
 import sys
 from datetime import UTC, datetime
 from pathlib import Path
 from uuid import uuid4
 
 import msgspec
-from msgspec import Struct
 
-from holdtrue.storage.commit import process_lives
+from holdtrue.storage.own_names import LOCK, ObstacleError
+from holdtrue.storage.processes import Process, is_gone, this_process
 
 if sys.platform != "win32":
     import fcntl
 
-LOCK = ".lock"
 _TRIES = 100
 _WITHOUT = {errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.EINVAL, errno.ENOLCK, errno.EBADF}
 _MOST = 4096  # bytes that are read of a lock file
+_BEGINNING = b'{"pid":'  # of what is written into one
+# A link is not followed, and a pipe not waited for: others may have put them there.
+_SAFELY = getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0)
 
 
-class Owner(Struct, frozen=True, kw_only=True):
-    """Who holds a lock. `began` tells a process from a later one of the same number."""
+class Owner(Process, frozen=True, kw_only=True):
+    """Who holds a lock."""
 
-    pid: int
-    host: str
     since: str  # UTC, ISO 8601
-    began: str = ""
 
 
 class Held(Exception):  # noqa: N818 - not an error: the caller says what it means
@@ -91,7 +90,13 @@ class Lock:
     def _flock(self) -> int | None:
         """The open file that holds the lock; None where the file system does not lock."""
         for _ in range(_TRIES):
-            fd = os.open(self.path, os.O_RDWR | os.O_CREAT, 0o644)
+            _check_name(self.path)
+            fd = os.open(self.path, os.O_RDWR | os.O_CREAT | _SAFELY, 0o644)
+            try:
+                _check_content(fd, self.path)
+            except OSError:
+                os.close(fd)
+                raise
             try:
                 fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except OSError as error:
@@ -99,7 +104,7 @@ class Lock:
                 os.close(fd)
                 if error.errno in _WITHOUT:
                     with contextlib.suppress(OSError):
-                        if before is None:
+                        if before is None:  # empty, or cut off: an owner's would be believed
                             self.path.unlink()
                     return None
                 if error.errno in (errno.EWOULDBLOCK, errno.EACCES):
@@ -125,6 +130,7 @@ class Lock:
             try:
                 fd = os.open(self.path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o644)
             except FileExistsError:
+                _check_name(self.path)
                 owner = owner_of(self.path.parent)
                 if owner is None or not is_gone(owner):
                     raise Held(owner) from None
@@ -144,23 +150,46 @@ class Lock:
 def owner_of(directory: Path) -> Owner | None:
     """Who a directory's lock file names; None without one, or where it cannot be read."""
     try:
-        with (directory / LOCK).open("rb") as file:
-            return _decoded(file.read(_MOST))
+        _check_name(directory / LOCK)
+        fd = os.open(directory / LOCK, os.O_RDONLY | _SAFELY)
+        try:
+            _check_kind(os.fstat(fd), directory / LOCK)
+            return _decoded(os.read(fd, _MOST))
+        finally:
+            os.close(fd)
     except OSError:
         return None
 
 
-def is_gone(owner: Owner) -> bool:
-    """True when the owner was a process of this machine that is no more."""
-    if owner.host != socket.gethostname():
-        return False
-    began = _began(owner.pid)
-    return not process_lives(owner.pid) or bool(began and owner.began and began != owner.began)
+def _check_name(path: Path) -> None:
+    """Raises ObstacleError where something else than a file stands there."""
+    with contextlib.suppress(FileNotFoundError):
+        _check_kind(path.lstat(), path)
+
+
+def _check_kind(found: os.stat_result, path: Path) -> None:
+    """What is written into a link, or a file that has another name too, is written elsewhere."""
+    if not stat.S_ISREG(found.st_mode):
+        what = "a link" if stat.S_ISLNK(found.st_mode) else "no file"
+        raise ObstacleError(path, "not-a-file", f"{what} stands where a run keeps its lock")
+    if found.st_nlink > 1:
+        what = "a file that has another name too stands where a run keeps its lock"
+        raise ObstacleError(path, "already-exists", what)
+
+
+def _check_content(fd: int, path: Path) -> None:
+    """Raises ObstacleError where the file is neither empty nor a lock of ours, whole, or as a power
+    cut left it."""
+    _check_kind(os.fstat(fd), path)
+    raw = os.pread(fd, _MOST, 0)
+    if raw.strip(b"\0") and raw[: len(_BEGINNING)] != _BEGINNING[: len(raw)]:
+        what = "a file of something else stands where a run keeps its lock"
+        raise ObstacleError(path, "already-exists", what)
 
 
 def _is_at(fd: int, path: Path) -> bool:
     try:
-        here, there = os.fstat(fd), path.stat()
+        here, there = os.fstat(fd), path.lstat()
     except FileNotFoundError:
         return False
     return (here.st_dev, here.st_ino) == (there.st_dev, there.st_ino)
@@ -172,9 +201,7 @@ def _read(fd: int) -> Owner | None:
 
 def _encoded() -> bytes:
     since = datetime.now(UTC).isoformat(timespec="seconds")
-    owner = Owner(
-        pid=os.getpid(), host=socket.gethostname(), since=since, began=_began(os.getpid())
-    )
+    owner = Owner(since=since, **msgspec.structs.asdict(this_process()))
     return json.dumps(msgspec.to_builtins(owner)).encode() + b"\n"
 
 
@@ -183,11 +210,3 @@ def _decoded(raw: bytes) -> Owner | None:
         return msgspec.json.decode(raw, type=Owner)
     except msgspec.MsgspecError:
         return None
-
-
-def _began(pid: int) -> str:
-    """When a process began, in the kernel's ticks; "" where the system does not tell."""
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19]
-    except (OSError, IndexError):
-        return ""
