@@ -19,8 +19,8 @@ import holdtrue
 from holdtrue.cli.log import command as log
 from holdtrue.cli.prune import command as prune
 from holdtrue.formats.checkpoint_directory import read_manifest
+from holdtrue.formats.step_names import step_name
 from holdtrue.records.manifest import NAME, Manifest, encode_manifest
-from holdtrue.storage.locating import step_name
 
 Times = dict[str, float]
 MIB = 1 << 20

@@ -358,7 +358,9 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
 
 def test_a_full_disk(small_disk: Path) -> None:
     model = nn.Linear(400, 500)
-    run = holdtrue.Run(small_disk / "run", model=model, keep=holdtrue.Keep(last=2))
+    run = holdtrue.Run(
+        small_disk / "run", on_error="raise", model=model, keep=holdtrue.Keep(last=2)
+    )
     run.save(1, wait=True)
     nn.init.zeros_(model.bias)  # else its file would be linked
     run.save(2, wait=True)

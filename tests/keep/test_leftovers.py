@@ -103,7 +103,7 @@ def test_the_writer_of_a_run_clears_what_other_containers_of_its_machine_left(
 def test_a_save_whose_files_are_removed_meanwhile_fails_and_is_not_listed(
     whole: bool, tmp_path: Path
 ) -> None:
-    run = Run(tmp_path / "run", model=torch.nn.Linear(2, 2))
+    run = Run(tmp_path / "run", on_error="raise", model=torch.nn.Linear(2, 2))
     run.save(1, wait=True)
     real = engine_checkpoint.write_synced
 

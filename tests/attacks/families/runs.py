@@ -118,14 +118,21 @@ def odd_names(folder: Path) -> Path:
     return run
 
 
-@attack(FAMILY, "a step of thirty digits", "a number no later step comes after", INERT)
+@attack(
+    FAMILY, "a step of thirty digits", "a number no later step comes after", refused("step-differs")
+)
 def thirty_digits(folder: Path) -> Path:
     run = _run(folder)
     (run / "step-000000002").rename(run / ("step-" + "9" * 30))
     return run
 
 
-@attack(FAMILY, "a step that says it is another", "to have the wrong one removed", INERT)
+@attack(
+    FAMILY,
+    "a step that says it is another",
+    "to have the wrong one removed",
+    refused("step-differs"),
+)
 def another_step(folder: Path) -> Path:
     run = _run(folder)
     body = unseal(run / "step-000000002")

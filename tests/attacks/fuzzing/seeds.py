@@ -141,8 +141,10 @@ _FAMILY = {
 def hostile(folder: Path) -> Iterator[tuple[str, bytes]]:
     attacks = [attack for family in FAMILIES.values() for attack in family.values()]
     for number, attack in enumerate(attacks):
-        place = folder / str(number)
-        place.mkdir()
+        place, outside = folder / str(number) / "attack", folder / str(number) / "outside"
+        place.mkdir(parents=True)
+        outside.mkdir()
+        (outside / "secret").write_bytes(b"secret")
         try:
             make(attack, place)
         except CannotMake:
