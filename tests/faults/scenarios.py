@@ -324,7 +324,7 @@ def called(*words: object) -> tuple[int, str]:
     raise AssertionError("a command exits")
 
 
-_UNREAD = {"path-unreadable", "file-unreadable", "read-failed"}
+_UNREAD = {"path-unreadable", "permission-denied", "file-unreadable", "read-failed"}
 _OF_THE_SOURCE = {"storage-missing", "tensor-past-storage"}
 
 

@@ -107,7 +107,7 @@ class Lock:
                         if before is None:  # empty, or cut off: an owner's would be believed
                             self.path.unlink()
                     return None
-                if error.errno in (errno.EWOULDBLOCK, errno.EACCES):
+                if error.errno == errno.EWOULDBLOCK:
                     raise Held(before) from None
                 raise
             try:
