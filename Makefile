@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
-.PHONY: demo test test-all lint fuzz bench bench-diagnosis clean
+.PHONY: demo test test-slow test-all lint fuzz bench bench-diagnosis clean
 
 demo: .venv/demo-installed
 	$(BIN)/holdtrue demo
@@ -11,8 +11,11 @@ demo: .venv/demo-installed
 test: lint
 	$(BIN)/pytest -n 2 --dist loadfile -m "not slow"
 
-test-all: lint
-	$(BIN)/pytest -n 2 --dist loadfile
+# Half an hour: each point, byte and case of what `make test` tries some of.
+test-slow: .venv/dev-installed
+	$(BIN)/pytest -n 2 --dist load -m slow
+
+test-all: test test-slow
 
 lint: .venv/dev-installed
 	$(BIN)/ruff format --check --quiet .
