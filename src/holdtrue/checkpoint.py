@@ -99,7 +99,8 @@ class Checkpoint:
 
     @property
     def tensors(self) -> StoredTensors:
-        return StoredTensors(self._view.tensors, self._proven, foreign=self._manifest is None)
+        foreign, reading = self._manifest is None, self._unless_replaced
+        return StoredTensors(self._view.tensors, self._proven, foreign, reading)
 
     def __contains__(self, part: str) -> bool:
         return part in self.parts

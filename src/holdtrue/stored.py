@@ -1,6 +1,7 @@
 """Tensors in a file, described at once, read and verified when asked for."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING, Any
 
 from holdtrue.errors import OpenError, fail
@@ -25,8 +26,9 @@ class StoredTensor:
         beside: Mapping[str, LazyTensor] | None = None,
         proven: Proven | None = None,
         foreign: bool = False,
+        reading: Callable[[], AbstractContextManager[None]] = nullcontext,
     ) -> None:
-        self._proven, self._foreign = proven or Proven(), foreign
+        self._proven, self._foreign, self._reading = proven or Proven(), foreign, reading
         self._lazy, self.name, self._beside = lazy, name, beside or {}
         self.dtype, self.shape, self.stride = lazy.dtype, lazy.shape, lazy.stride
         self.requires_grad, self.layout, self.device = lazy.requires_grad, lazy.layout, lazy.device
@@ -44,11 +46,12 @@ class StoredTensor:
         """A new CPU tensor. Raises DamageError when its bytes are not those that were written."""
         from holdtrue.restore.fresh import Fresh, build_tensor
 
-        tensor: torch.Tensor = build_tensor(
-            self._lazy,
-            Fresh(self._beside, proven=self._proven, foreign=self._foreign),
-            self.name,
-        )
+        with self._reading():
+            tensor: torch.Tensor = build_tensor(
+                self._lazy,
+                Fresh(self._beside, proven=self._proven, foreign=self._foreign),
+                self.name,
+            )
         return tensor
 
     def numpy(self) -> "np.ndarray[Any, Any]":
@@ -62,7 +65,8 @@ class StoredTensor:
         return self._read().view(dtype).reshape(self._lazy.shape)
 
     def _read(self) -> Bytes:
-        return read_proven(self._lazy, self._proven, self.name)
+        with self._reading():
+            return read_proven(self._lazy, self._proven, self.name)
 
 
 class StoredTensors(Mapping[str, StoredTensor]):
@@ -73,11 +77,15 @@ class StoredTensors(Mapping[str, StoredTensor]):
         tensors: Mapping[str, LazyTensor],
         proven: Proven | None = None,
         foreign: bool = False,
+        reading: Callable[[], AbstractContextManager[None]] = nullcontext,
     ) -> None:
         self._tensors, self._proven, self._foreign = tensors, proven or Proven(), foreign
+        self._reading = reading
 
     def __getitem__(self, key: str) -> StoredTensor:
-        return StoredTensor(self._tensors[key], key, self._tensors, self._proven, self._foreign)
+        return StoredTensor(
+            self._tensors[key], key, self._tensors, self._proven, self._foreign, self._reading
+        )
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._tensors)

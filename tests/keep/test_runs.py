@@ -752,7 +752,12 @@ def test_what_was_overwritten_since_it_was_opened_is_told(tmp_path: Path) -> Non
     holdtrue.save(tmp_path / "kept", model=model)
     opened = holdtrue.open(tmp_path / "kept")
     holdtrue.save(tmp_path / "kept", overwrite=True, model=nn.Linear(2, 2))
-    for ask in (lambda: opened.restore(model=model), lambda: opened["model"]):
+    for ask in (
+        lambda: opened.restore(model=model),
+        lambda: opened["model"],
+        lambda: opened.tensors["model/weight"].torch(),
+        lambda: opened.tensors["model/weight"].numpy(),
+    ):
         with pytest.raises(holdtrue.DamageError) as caught:
             ask()
         assert [f.code for f in caught.value.report.errors] == ["replaced-while-read"]
