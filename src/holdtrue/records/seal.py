@@ -133,7 +133,7 @@ def encode_seal(payload: bytes, signature: bytes | None, hint: str | None) -> by
     )
     values = msgspec.to_builtins(bundle)
     values["verificationMaterial"]["tlogEntries"] = []  # others ask for it, empty or not
-    return msgspec.json.encode(values) + b"\n"
+    return msgspec.json.encode(values)
 
 
 def decode_seal(raw: bytes) -> Seal:
